@@ -1,0 +1,13 @@
+"""The worker: takes deliveries from consumers and dispatches them as received messages.
+
+It owns what is the same for every transport: decoding, concurrency, deadlines of queries,
+answers, acknowledgement after success, what becomes of a failure, and a clean stop.
+"""
+
+from __future__ import annotations
+
+from postbus.worker._consumption import ConsumerRun, ReceivingBus
+from postbus.worker._failures import default_pause
+from postbus.worker._worker import Worker
+
+__all__ = ["ConsumerRun", "ReceivingBus", "Worker", "default_pause"]
