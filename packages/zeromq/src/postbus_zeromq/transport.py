@@ -1,0 +1,70 @@
+"""The record that the entry point `zeromq` names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import zmq
+
+from postbus.errors import UnsupportedError
+from postbus.transports import Capabilities, CommonSettings, Transport
+from postbus_zeromq.consumer import ZeroMQConsumer
+from postbus_zeromq.producer import ZeroMQProducer
+from postbus_zeromq.settings import ZeroMQConsumerSettings, ZeroMQProducerSettings
+
+__all__ = ["ZEROMQ", "ZeroMQTransport"]
+
+# Before it, half-open connections stop a socket, and a crafted one its process.
+# Source: CVE-2020-15166, CVE-2019-13132.
+_OLDEST_LIBZMQ = (4, 3, 3)
+
+
+class ZeroMQTransport(Transport):
+    """ZeroMQ over PUSH and PULL: fast, ordered, no broker, at most once."""
+
+    name = "zeromq"
+    producer_settings = ZeroMQProducerSettings
+    consumer_settings = ZeroMQConsumerSettings
+
+    def make_producer(self, settings: Any, common: CommonSettings) -> ZeroMQProducer:
+        """Build a producer; connects nothing.
+
+        Raises:
+            UnsupportedError: for a guarantee or a mode that there is not yet.
+        """
+        _refuse_what_cannot_be(settings, common)
+        return ZeroMQProducer(settings, max_size_bytes=common.max_size_bytes)
+
+    def make_consumer(self, settings: Any, common: CommonSettings) -> ZeroMQConsumer:
+        """Build a consumer; binds nothing.
+
+        Raises:
+            UnsupportedError: for a guarantee or a mode that there is not yet.
+        """
+        _refuse_what_cannot_be(settings, common)
+        return ZeroMQConsumer(settings, max_size_bytes=common.max_size_bytes)
+
+    def capabilities(self, settings: Any, common: CommonSettings) -> Capabilities:
+        """Return what PUSH and PULL can do: keep the order of one sender, and nothing else."""
+        limit = settings.max_message_bytes or common.max_size_bytes
+        return Capabilities(ordering=True, max_size_bytes=limit)
+
+
+def _refuse_what_cannot_be(settings: Any, common: CommonSettings) -> None:
+    if settings.rpc:
+        raise UnsupportedError(
+            f"{common.name}: queries over ZeroMQ are not available yet; leave out rpc"
+        )
+    if common.guarantee == "at-least-once":
+        raise UnsupportedError(
+            f"{common.name}: acknowledged delivery over ZeroMQ is not available yet, and PUSH and "
+            "PULL lose what is on its way when a consumer dies; leave out guarantee"
+        )
+    if zmq.zmq_version_info() < _OLDEST_LIBZMQ:
+        raise UnsupportedError(
+            f"{common.name}: libzmq {zmq.zmq_version()} has known holes; "
+            f"install {'.'.join(map(str, _OLDEST_LIBZMQ))} or later"
+        )
+
+
+ZEROMQ = ZeroMQTransport()
