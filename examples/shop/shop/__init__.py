@@ -1,0 +1,1 @@
+"""A shop: messages, handlers and the container that wires them. It never asks where they run."""
