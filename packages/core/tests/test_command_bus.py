@@ -595,7 +595,12 @@ class TestSend:
         with pytest.raises(HandlerFailedError) as caught:
             bus.receive(Envelope(Mail()), "mail-consumer")
         assert caught.value.envelope is not None
-        assert "mail-consumer" == caught.value.envelope.received_from
+        received = caught.value.envelope
+        assert "mail-consumer" == received.received_from
+        with pytest.raises(HandlerFailedError) as caught:
+            bus.dispatch(received)
+        assert caught.value.envelope is not None
+        assert caught.value.envelope.received_from is None
 
     def test_a_received_command_without_handler_is_an_error(self) -> None:
         """A `send` is no handler, nor is a route to a producer."""

@@ -243,8 +243,19 @@ class TestNaming:
 
     def rename(self, context: DispatchContext) -> None:
         if context.message == Other():
-            assert "shop.other" == context.envelope.name
             context.name = "shop.renamed"
+
+    def test_an_envelope_that_was_asked_for_follows_the_name(self) -> None:
+        """A listener may have looked at the identity before another one named the message."""
+        producer = RecordingProducer()
+        names: list[str] = []
+        bus = make({}, {"shop.renamed": producer})
+        bus.attach(Stage.INITIALIZE, lambda c: names.append(c.envelope.name))
+        bus.attach(Stage.DETECT_NAME, self.rename)
+        bus.attach(Stage.INVOKE, lambda c: names.append(c.envelope.name))
+        bus.dispatch(Other())
+        assert ["shop.other", "shop.renamed"] == names
+        assert "shop.renamed" == producer.messages[0].name
 
     def test_the_envelope_is_one_and_made_when_asked_for(self) -> None:
         """Listeners, middleware and the producer see the same identity."""

@@ -27,7 +27,7 @@ from postbus.messages import Command, Envelope
 from postbus.pipeline import Stage
 from postbus.plugins import ServiceLocatorPlugin
 from postbus.routers import CommandRouter, EventRouter, QueryRouter
-from postbus.transports import Capabilities, MessageProducer
+from postbus.transports import AsyncMessageProducer, Capabilities, MessageProducer
 from postbus.unit import (
     Lifetime,
     MappingServices,
@@ -43,6 +43,7 @@ from postbus.unit import (
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 
+    from postbus.pipeline import DispatchContext
     from postbus.transports import WireMessage
 
 
@@ -650,6 +651,44 @@ class TestOneUnit:
         bus.unit_of_work(log.unit)
         bus.dispatch(Mail())
         assert [] == log
+
+    def test_a_sent_command_that_a_listener_keeps_here_has_a_unit(self) -> None:
+        """What listeners make of a message is not known when its plan is compiled."""
+        log = Log()
+        bus = CommandBus()
+        bus.utilize(CommandRouter(send={Mail: Failing("shop.mail")}))
+        bus.unit_of_work(log.unit)
+
+        def keep(context: DispatchContext) -> None:
+            context.handler = lambda m: log.append("kept")
+
+        bus.attach(Stage.ROUTE, keep)
+        bus.dispatch(Mail())
+        assert ["begin", "kept", "commit"] == log
+
+    def test_a_plain_dispatch_in_an_asyncio_unit_does_not_block_its_loop(self) -> None:
+        """What waits for the commit is sent as asyncio does, whoever dispatched it."""
+        sent: list[str] = []
+
+        class Async(AsyncMessageProducer):
+            capabilities = Capabilities()
+
+            def send_many(self, messages: Sequence[WireMessage]) -> None:
+                raise NotImplementedError
+
+            async def asend_many(self, messages: Sequence[WireMessage]) -> None:
+                await asyncio.sleep(0)
+                sent.extend(m.name for m in messages)
+
+            def close(self) -> None: ...
+
+            async def aclose(self) -> None: ...
+
+        bus = CommandBus(nested="inline")
+        bus.utilize(CommandRouter({"shop.x": lambda m: bus.dispatch(Mail())}, {Mail: Async()}))
+        bus.unit_of_work(Log().unit)
+        asyncio.run(bus.adispatch("shop.x"))
+        assert ["shop.mail"] == sent
 
     def test_a_command_queued_behind_a_send_has_a_unit(self) -> None:
         """A listener of a sent command may dispatch another one, which is a unit of its own."""

@@ -308,7 +308,10 @@ class Envelope:
         self._message = message
         self._name = name
         self._kind = kind
-        self._id = new_id() if id is None else parse_id(id)
+        if id is None:
+            self._id = new_id()
+        else:
+            self._id = parse_id(id)
         # Microseconds since the epoch, of which a time is made when somebody asks for one.
         self._created_at: int | datetime = (
             time_ns() // 1000 if created_at is None else _aware(created_at)
@@ -405,6 +408,16 @@ class Envelope:
     def payload(self) -> bytes | None:
         """The JSON of the payload as it came, or None where the message was made here."""
         return self._received[0] if self._received is not None else None
+
+    def received_by(self, source: str) -> Envelope:
+        """Return it as received from *source*, for `bus.receive`.
+
+        One that a decoder has made is complete only now, and is itself marked; any other is
+        copied.
+        """
+        if self._received_from is None and self._received is not None:
+            self._received_from = source
+        return self if self._received_from == source else self.evolve(received_from=source)
 
     def evolve(self, **changes: Any) -> Envelope:
         """Return a copy with the named fields changed; *metadata* and *headers* are replaced.

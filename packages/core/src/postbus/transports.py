@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import attrs
+import msgspec
 
 from postbus.errors import PartiallySentError, TransportError, UnsupportedError
 
@@ -61,8 +62,7 @@ class Capabilities:
     purge: bool = False
 
 
-@attrs.define(slots=True, eq=True)
-class WireMessage:
+class WireMessage(msgspec.Struct):
     """One message as a producer sends it: the body is the truth, the rest are copies beside it.
 
     *headers* are text for the system's own tools and never read back. *priority* is 0 to 9,

@@ -94,7 +94,7 @@ class MessageBus(Attachments):
         """
         message = envelope.message
         plan = self._plan(message, envelope, received=True)
-        return plan.run(message, envelope.evolve(received_from=source))
+        return plan.run(message, envelope.received_by(source))
 
     async def areceive(
         self,
@@ -110,7 +110,7 @@ class MessageBus(Attachments):
         """
         message = envelope.message
         plan = self._plan(message, envelope, received=True)
-        envelope = envelope.evolve(received_from=source)
+        envelope = envelope.received_by(source)
         if threads and plan.threads is None and plan.blocker is None:
             return await self._threads.run(plan.run, message, envelope)
         return await plan.arun(message, envelope)

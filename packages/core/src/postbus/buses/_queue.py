@@ -30,11 +30,9 @@ _NONE_YET: Waiting | tuple[()] = ()
 class _Slot:
     """The queue of one running dispatch; *waiting* is None until the first command waits."""
 
-    __slots__ = ("is_open", "waiting")
-
-    def __init__(self) -> None:
-        self.is_open = False
-        self.waiting: Waiting | None = None
+    # Defaults of the class: one is made for every command that a task dispatches.
+    is_open: bool = False
+    waiting: Waiting | None = None
 
     def append(self, item: Item) -> None:
         """Have *item* wait."""
@@ -115,7 +113,7 @@ class NestedQueues:
         slots, drain = self._slots, self._adrain
 
         async def arun(message: Any, envelope: Any = None, options: Any = None) -> None:
-            owner = _current_task()
+            owner = _current_task(running_loop())
             slot = slots.get(owner)
             if slot is not None:
                 slot.append((*nested, message, envelope, options))

@@ -117,6 +117,15 @@ class Sender:
             unit.after_commit(partial(send, message, envelope))
 
     def _send_now(self, message: WireMessage, envelope: Envelope) -> None:
+        if len(self.producers) == 1:
+            try:
+                self.producers[0].send(message)
+            except Exception as error:
+                made = _as_transport_error(error, envelope)
+                if made is error:
+                    raise
+                raise made from error
+            return
         failed: dict[int, TransportError] = {}
         for index, producer in enumerate(self.producers):
             try:
@@ -158,6 +167,8 @@ class Sender:
 
     def _wire_message(self, envelope: Envelope, options: SendOptions | None) -> WireMessage:
         if options is None:
+            if self.key_field is None and not envelope._headers:  # noqa: SLF001  its property makes a view
+                return WireMessage(encode(envelope), _NO_HEADERS, envelope.id, envelope.name)
             return self.wire_message(envelope, _NO_OPTIONS, None)
         due = None
         if options.timeout is not None:

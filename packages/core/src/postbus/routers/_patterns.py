@@ -117,11 +117,12 @@ class Table:
         exact = self._exact.get(name, ())
         found = list(exact)
         if len(name) <= MAX_PATTERN_CHARACTERS and (self._many or not exact):
-            # Copied at once: another thread may be adding a pattern.
-            matching = [(k, t) for k, (match, t) in list(self._patterns.items()) if match(name)]
+            with self._lock:
+                patterns = tuple(self._patterns.items())
+            matching = [(k, t) for k, (match, t) in patterns if match(name)]
             if len(matching) > 1 and not self._many:
-                patterns = " and ".join(repr(k) for k, _ in matching)
-                msg = f"{name} matches more than one pattern, and may match one: {patterns}"
+                both = " and ".join(repr(k) for k, _ in matching)
+                msg = f"{name} matches more than one pattern, and may match one: {both}"
                 raise RoutingError(msg)
             found += [ordered for _, targets in matching for ordered in targets]
         return [target for _, target in sorted(found, key=lambda ordered: ordered[0])]

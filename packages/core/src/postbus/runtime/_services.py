@@ -84,8 +84,10 @@ class Wiring:
 
     def provides(self, id_: str, /) -> Any:
         """Return the class or function that makes *id_*, None where that is not known."""
+        if id_.startswith(PRODUCERS):
+            return type(self._producers[id_.removeprefix(PRODUCERS)])
         provides = getattr(self._services, "provides", None)
-        return provides(id_) if provides is not None and not id_.startswith(PRODUCERS) else None
+        return None if provides is None else provides(id_)
 
     def known(self, id_: str) -> Any:
         """Return the object behind *id_*, else its class, else None; makes nothing."""

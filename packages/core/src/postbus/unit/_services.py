@@ -71,5 +71,7 @@ def open_service(services: Services, id_: str) -> Any:
     if renew is not None and services.lifetime(id_) is Lifetime.SHARED_IN_UNIT:
         return renew(id_)
     service = services.get(id_)
-    enters = hasattr(service, "__enter__") or hasattr(service, "__aenter__")
+    # Asked of the class: a class of context managers is itself none, and is called for one.
+    cls: type = service.__class__
+    enters = hasattr(cls, "__enter__") or hasattr(cls, "__aenter__")
     return service if enters or not callable(service) else service()

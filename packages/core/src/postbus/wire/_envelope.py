@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import msgspec
@@ -180,18 +179,8 @@ def _payload_of(cls: type) -> tuple[Callable[[Any], Any], int]:
             "dataclass, a msgspec Struct or a pydantic model"
         )
         raise EncodeError(msg)
-    write, quick = writer(cls), quick_writer(cls)
-    if quick is not None:
-        write = partial(_quick_first, quick, write)
-    found = _payloads[cls] = write, message_info(cls).version
+    found = _payloads[cls] = quick_writer(cls, writer(cls)), message_info(cls).version
     return found
-
-
-def _quick_first(quick: Callable[[Any], Any], write: Callable[[Any], Any], message: Any) -> Any:
-    try:
-        return quick(message)
-    except Exception:  # noqa: BLE001  whatever it was, the long way says what
-        return write(message)
 
 
 def decode(

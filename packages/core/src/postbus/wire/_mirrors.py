@@ -60,7 +60,7 @@ class Mirror:
         if level > _MAX_NESTING or tag_of(cls) is not None or is_pydantic(cls):
             raise NoMirrorError
         fields = fields_of(tp)
-        self._cls = cls
+        self.cls = cls
         self._ignore_unknown = ignore_unknown
         self._any = plain
         self._level = level
@@ -122,7 +122,7 @@ class Mirror:
 
     def is_exact(self, value: Any) -> bool:
         """Tell whether *value* and what it holds are of exactly the classes declared."""
-        if type(value) is not self._cls:
+        if type(value) is not self.cls:
             return False
         for name in self.times:
             # An offset may have seconds, which RFC 3339 has not.
@@ -136,18 +136,18 @@ class Mirror:
     def build(self, mirrored: Any) -> Any:
         """Return the object that *mirrored*, a Struct read from JSON, stands for."""
         if not self._makers and not self._optional:
-            return self._cls(*astuple(mirrored))
+            return self.cls(*astuple(mirrored))
         values = list(astuple(mirrored))
         for index, make in self._makers:
             if values[index] is not _UNSET:
                 values[index] = make(values[index])
         left_out = [index for index in self._optional if values[index] is _UNSET]
         if not left_out:
-            return self._cls(*values)
+            return self.cls(*values)
         given = dict(zip(self._names, values, strict=True))
         for index in left_out:
             del given[self._names[index]]
-        return self._cls(**given)
+        return self.cls(**given)
 
 
 def _one_of(*types: Any) -> Any:
@@ -182,22 +182,27 @@ def _mirror(tp: Any, **options: Any) -> Mirror | None:
         return None
 
 
-def quick_writer(tp: Any) -> Callable[[Any], Any] | None:
-    """Return what checks an object and makes it ready to write, None for a class not simple.
+def quick_writer(tp: Any, write: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return what checks an object and makes it ready to write.
 
-    It raises anything at all for what the long way has to look at.
+    That is *write*, the long way, where the class is not simple or the object is not what it
+    should be.
     """
     mirror = _mirror(tp, plain=PLAIN)
     if mirror is None or mirror.has_lists:
-        return None
-    struct, convert, is_exact = mirror.struct, msgspec.convert, mirror.is_exact
+        return write
+    cls, struct, convert, is_exact = mirror.cls, mirror.struct, msgspec.convert, mirror.is_exact
+    is_flat = not (mirror.nested or mirror.times or mirror.maps)
 
-    def write(value: Any) -> Any:
-        if not is_exact(value):
-            raise TypeError
-        return convert(value, struct, from_attributes=True, builtin_types=_BUILTIN)
+    def quick(value: Any) -> Any:
+        if value.__class__ is cls and (is_flat or is_exact(value)):
+            try:
+                return convert(value, struct, from_attributes=True, builtin_types=_BUILTIN)
+            except Exception:  # noqa: BLE001, S110  whatever it was, the long way says what
+                pass
+        return write(value)
 
-    return write
+    return quick
 
 
 def quick_reader(tp: Any, *, ignore_unknown: bool) -> Callable[[bytes], Any] | None:

@@ -52,8 +52,12 @@ def check_nesting(body: bytes) -> None:
     """
     if len(body) > MAX_DIGITS:
         _check_digits(body)
+        # replace() looks for a byte many times faster than count() does.
+        openings = 2 * len(body) - len(body.replace(b"{", b"")) - len(body.replace(b"[", b""))
+    else:
+        openings = body.count(b"{") + body.count(b"[")
     # Brackets in strings count too here: only a body with many is looked at closely.
-    if body.count(b"{") + body.count(b"[") > MAX_DEPTH:
+    if openings > MAX_DEPTH:
         _check_depth(body)
 
 
