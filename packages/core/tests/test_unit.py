@@ -643,6 +643,29 @@ class TestOneUnit:
         bus.utilize(CommandRouter({"shop.x": "h"}, {"shop.mail": producer}))
         bus.dispatch("shop.x")
 
+    def test_nested_commands_share_what_is_made_per_unit_without_a_unit_of_work(self) -> None:
+        """One object for a command and those it causes, left after the last of them."""
+        log: list[str] = []
+        bus = CommandBus()
+
+        class Handler:
+            def __enter__(self) -> Self:
+                log.append("entered")
+                return self
+
+            def __exit__(self, *outcome: object) -> None:
+                log.append("left")
+
+            def __call__(self, message: str) -> None:
+                log.append(message)
+                if message == "shop.first":
+                    bus.dispatch("shop.second")
+
+        bus.utilize(ServiceLocatorPlugin(Renewing({"h": (Lifetime.PER_UNIT, Handler)})))
+        bus.utilize(CommandRouter({"shop.*": "h"}))
+        bus.dispatch("shop.first")
+        assert ["entered", "shop.first", "shop.second", "left"] == log
+
     def test_what_is_only_sent_opens_no_unit(self) -> None:
         """A command that is sent has nothing to commit here."""
         log = Log()

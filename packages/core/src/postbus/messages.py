@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from enum import StrEnum
 from functools import partial
 from math import isfinite
@@ -251,7 +251,6 @@ def _text(key: str, text: str) -> str:
 
 
 _NOT_LOADED: Any = object()
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Envelope:
@@ -383,7 +382,8 @@ class Envelope:
         """When the message was made, aware."""
         made = self._created_at
         if not isinstance(made, datetime):
-            made = self._created_at = _EPOCH + timedelta(microseconds=made)
+            # Exact: a double holds the microseconds of today's seconds.
+            made = self._created_at = datetime.fromtimestamp(made / 1_000_000, UTC)
         elif made.tzinfo is None:
             # As a decoder leaves it: the wire's times are UTC and say no offset.
             made = self._created_at = made.replace(tzinfo=UTC)
