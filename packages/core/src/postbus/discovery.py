@@ -59,5 +59,8 @@ def find_transport(name: str, path: str = "transport") -> Transport:
 
 def _owner(entry: EntryPoint) -> str:
     """Name the distribution of *entry*; metadata without a name leaves what it points to."""
-    name: str | None = entry.dist.name if entry.dist is not None else None
-    return name or entry.value
+    # Not `dist.name`: a distribution without a name is None there, a warning or an error, by
+    # version of Python.
+    if entry.dist is None or "Name" not in entry.dist.metadata:
+        return entry.value
+    return entry.dist.metadata["Name"]
