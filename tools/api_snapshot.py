@@ -76,7 +76,11 @@ def one_line(text: object) -> str:
 def describe(member: griffe.Object | griffe.Alias, path: str) -> Iterator[str]:
     """Yield the line of a member, and those of what a class contains."""
     if isinstance(member, griffe.Alias):
-        yield f"{path} = {member.target_path}"
+        if lives_in_private(member.target_path):
+            # The name here is the one that counts, so what it offers is written down here.
+            yield from describe(member.final_target, path)
+        else:
+            yield f"{path} = {member.target_path}"
     elif isinstance(member, griffe.Class):
         bases = ", ".join(one_line(base) for base in member.bases)
         yield f"class {path}({bases})" if bases else f"class {path}"
@@ -86,6 +90,11 @@ def describe(member: griffe.Object | griffe.Alias, path: str) -> Iterator[str]:
         yield describe_function(member, path)
     elif isinstance(member, griffe.Attribute):
         yield describe_attribute(member, path)
+
+
+def lives_in_private(path: str) -> bool:
+    """Say whether a module on the way to *path* is nobody's business but its package's."""
+    return any(not is_public_name(part) for part in path.split(".")[:-1])
 
 
 def describe_function(function: griffe.Function, path: str) -> str:
