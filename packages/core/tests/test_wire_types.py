@@ -482,6 +482,17 @@ UNWRITABLE: list[tuple[Any, Any]] = [
 ]
 
 
+@attrs.frozen
+class Untyped:
+    value: dict[str, Any]
+
+
+def test_a_number_too_long_is_not_written_in_a_field_of_any_json() -> None:
+    """What decode would refuse is refused here, whichever way a payload is checked."""
+    with pytest.raises(EncodeError, match="digits"):
+        encode(Envelope(Untyped({"n": 10**2000}), name=NAME))
+
+
 @pytest.mark.parametrize(("tp", "value"), UNWRITABLE, ids=lambda part: ascii(part)[:40])
 def test_what_could_not_be_read_is_not_written(tp: Any, value: object) -> None:
     """NaN, naive times and values of another type end in an EncodeError that names the field."""

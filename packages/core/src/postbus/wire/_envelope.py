@@ -90,7 +90,11 @@ def encode(envelope: Envelope, *, max_size_bytes: int = DEFAULT_MAX_SIZE_BYTES) 
             written.payload = writer(envelope._message.__class__)(envelope._message)
             body = _write(written)
         check_size(body, max_size_bytes)
-        if written.payload.__class__ in _UNBOUNDED or len(written.headers) > 1:
+        if (
+            len(body) > MAX_DIGITS
+            or written.payload.__class__ in _UNBOUNDED
+            or len(written.headers) > 1
+        ):
             check_nesting(body)
     except EncodeError:
         raise
@@ -102,7 +106,8 @@ def encode(envelope: Envelope, *, max_size_bytes: int = DEFAULT_MAX_SIZE_BYTES) 
     return body
 
 
-# What the short way makes of a payload is bounded by its type; these may be of any depth.
+# What the short way makes of a payload is as deep as its type, and these may be of any depth. A
+# number that is too long takes a body that is longer.
 _UNBOUNDED = (dict, msgspec.Raw)
 
 
