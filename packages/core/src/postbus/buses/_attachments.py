@@ -13,6 +13,7 @@ from postbus.unit import Opener, open_service
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from postbus.messages import Envelope
     from postbus.pipeline import DispatchContext, Router
     from postbus.unit import Services
 
@@ -49,6 +50,8 @@ class Attachments(ABC):
         self._routers: tuple[Router, ...] = ()
         self._locators: tuple[Services, ...] = ()
         self._openers: tuple[Opener, ...] = ()
+        self._strategies: tuple[str, ...] = ()
+        self._interceptors: tuple[Callable[[Envelope], Envelope], ...] = ()
         self._plugins: tuple[tuple[Any, Handle], ...] = ()
         self._recording: list[Handle] | None = None
 
@@ -100,6 +103,21 @@ class Attachments(ABC):
             self._middlewares = (*self._middlewares, made)
             return self._changed_by(undo)
 
+    def intercept(self, interceptor: Callable[[Envelope], Envelope]) -> Handle:
+        """Pass each message through *interceptor* when it is dispatched, before any queueing.
+
+        It runs in the code that dispatches, where a nested command still has to wait, and
+        returns the envelope to go on with; what it raises ends the dispatch there. Received
+        messages were dispatched elsewhere and do not pass. In the order they were attached.
+        """
+
+        def undo() -> None:
+            self._interceptors = _without(self._interceptors, interceptor)
+
+        with self._lock:
+            self._interceptors = (*self._interceptors, interceptor)
+            return self._changed_by(undo)
+
     def attach_router(self, router: Router) -> Handle:
         """Ask *router* where names go, when plans are compiled."""
         with self._lock:
@@ -120,6 +138,16 @@ class Attachments(ABC):
 
         with self._lock:
             self._locators = (*self._locators, services)
+            return self._changed_by(undo)
+
+    def attach_strategy(self, method: str) -> Handle:
+        """Call *method* of handlers that are not callable themselves and have one of that name."""
+
+        def undo() -> None:
+            self._strategies = _without(self._strategies, method)
+
+        with self._lock:
+            self._strategies = (*self._strategies, method)
             return self._changed_by(undo)
 
     def unit_of_work(self, factory: Callable[[], Any] | str) -> Handle:

@@ -20,6 +20,7 @@ from postbus.pipeline import (
     Surroundings,
     broken,
     is_awaitable,
+    refuse_queries_only,
     send,
     send_options,
 )
@@ -29,8 +30,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping, Sequence
 
     from postbus.catalog import MessageCatalog
-    from postbus.pipeline import DispatchContext, DispatchOptions, Invocation, SendOptions, Target
+    from postbus.pipeline import (
+        Bare,
+        DispatchContext,
+        DispatchOptions,
+        Invocation,
+        SendOptions,
+        Target,
+    )
     from postbus.transports import MessageProducer
+    from postbus.unit import Receipt
 
     Body = Callable[..., Any]
     ABody = Callable[..., Coroutine[Any, Any, Any]]
@@ -39,6 +48,10 @@ if TYPE_CHECKING:
 
 # Plans are kept for this many names; names can come from outside, so there must be an end.
 MAX_PLANS = 10_000
+
+
+def _nothing(_: object) -> None:
+    return None
 
 
 class MessageBus(Attachments):
@@ -65,7 +78,17 @@ class MessageBus(Attachments):
         self._threads = Threads(threads)
         self._is_closed = False
         self._version = 0
+        self._delayed: Callable[[MessageProducer], MessageProducer | None] = _nothing
         self._forget()
+
+    def delay_with(self, delayed: Callable[[MessageProducer], MessageProducer | None]) -> None:
+        """Have what *delayed* gives for a producer take the messages that are to be delayed.
+
+        None leaves them to the producer. Any thread; counts from the next dispatch on.
+        """
+        with self._lock:
+            self._delayed = delayed
+            self._forget()
 
     def close(self) -> None:
         """Refuse every dispatch from now on and let go of the threads. Idempotent.
@@ -93,7 +116,10 @@ class MessageBus(Attachments):
             TransportError: the work stands, and something it sends could not be sent.
         """
         message = envelope.message
-        plan = self._plan(message, envelope, received=True)
+        # The first look of _plan(), written out: this is the way of every message of a worker.
+        plan = self._plans.get((envelope.name, message.__class__, True))
+        if plan is None:
+            plan = self._plan(message, envelope, received=True)
         return plan.run(message, envelope.received_by(source))
 
     async def areceive(
@@ -102,18 +128,20 @@ class MessageBus(Attachments):
         source: str,
         *,
         threads: bool = False,
+        receipt: Receipt | None = None,
     ) -> Any:
         """Do what `receive` does in asyncio.
 
         With *threads* a plan without asynchronous steps runs as a whole in the bus's pool,
-        unless its route says `threads = false`.
+        unless its route says `threads = false`. With a *receipt* every unit of work of the
+        message looks into an inbox first, and leaves a row there.
         """
         message = envelope.message
-        plan = self._plan(message, envelope, received=True)
+        plan = self._plan(message, envelope, received=True, kept=receipt is not None)
         envelope = envelope.received_by(source)
         if threads and plan.threads is None and plan.blocker is None:
-            return await self._threads.run(plan.run, message, envelope)
-        return await plan.arun(message, envelope)
+            return await self._threads.run(plan.run, message, envelope, receipt)
+        return await plan.arun(message, envelope, receipt)
 
     def _dispatch(self, message: Any, options: DispatchOptions) -> Any:
         message, envelope, sending, plan = self._prepare(message, options)
@@ -136,6 +164,12 @@ class MessageBus(Attachments):
         if options:
             sending = send_options(options)
             envelope = self._identify(message, envelope, options)
+        if self._interceptors:
+            # Where there are any, nothing is dispatched the fast way: an envelope is always given.
+            envelope = self._naming.envelope_of(message, envelope)
+            for interceptor in self._interceptors:
+                envelope = interceptor(envelope)
+            message = envelope.message
         plan = self._plan(message, envelope, received=False)
         if sending is not None and sending.delay and not plan.may_delay:
             name = self._naming.envelope_of(message, envelope).name
@@ -161,33 +195,40 @@ class MessageBus(Attachments):
     def _forget(self) -> None:
         self._version += 1
         self._around: Surroundings | None = None
-        self._fast: dict[type, Body] = {}
         self._afast: dict[type, ABody] = {}
         self._plans: dict[Key, Plan] = {}
+        self._kept: dict[Key, Plan] = {}
         self._invocations: dict[Key, Invocation] = {}
 
-    def _plan(self, message: Any, envelope: Envelope | None, *, received: bool) -> Plan:
+    def _plan(
+        self, message: Any, envelope: Envelope | None, *, received: bool, kept: bool = False
+    ) -> Plan:
         name = envelope.name if envelope is not None else self._naming.detect(message)
         key = (name, message.__class__, received)
-        plan = self._plans.get(key)
+        plan = (self._kept if kept else self._plans).get(key)
         if plan is not None:
             return plan
         with self._lock:
             if self._is_closed:
                 raise ClosedError(f"this {self.kind} bus is closed")
             version, around = self._version, self._surroundings()
-        plan = self._compile(around, key)
+        plan = self._compile(around, key, kept=kept)
         with self._lock:
             # What changed meanwhile counts from the next dispatch on.
             if self._version == version:
-                if len(self._plans) >= MAX_PLANS:
+                plans = self._kept if kept else self._plans
+                if len(plans) >= MAX_PLANS:
                     self._forget()
-                self._plans[key] = plan
+                    plans = self._kept if kept else self._plans
+                plans[key] = plan
                 plain = envelope is None and not received
                 if plain and self._naming.is_of_its_class(message):
-                    self._fast[message.__class__] = plan.run
-                    self._afast[message.__class__] = plan.arun
+                    self._remember(message.__class__, plan)
         return plan
+
+    def _remember(self, cls: type, plan: Plan) -> None:
+        """Have plain dispatches of *cls* find *plan* by that alone."""
+        self._afast[cls] = plan.arun
 
     def _surroundings(self) -> Surroundings:
         if self._around is None:
@@ -205,7 +246,7 @@ class MessageBus(Attachments):
             )
         return self._around
 
-    def _compile(self, around: Surroundings, key: Key) -> Plan:
+    def _compile(self, around: Surroundings, key: Key, *, kept: bool) -> Plan:
         name, _, received = key
         invocation = self._invocation(*key)
         bodies = around.bodies(name, invocation, partial(self._resolve, received=received))
@@ -213,7 +254,11 @@ class MessageBus(Attachments):
         if blocker is not None:
             msg = f"{blocker} is asynchronous and dispatch cannot run it: use adispatch"
             bodies = broken(name, RoutingError(msg)).call, bodies[1]
-        run, arun = self._enclose(bodies, invocation, reroutes=around.may_reroute)
+        bare = around.bare(invocation)
+        reroutes = around.may_reroute
+        run, arun = self._enclose(bodies, invocation, bare, reroutes=reroutes, kept=kept)
+        if run is not bodies[0] or blocker is not None:
+            bare = None
         # What listeners may make of it is not known yet: for a worker, what its route says is.
         blocker = blocker or invocation.blocker
         if invocation.threads:
@@ -230,6 +275,7 @@ class MessageBus(Attachments):
             blocker,
             invocation.threads,
             may_delay,
+            bare,
         )
 
     def _limited(self, arun: ABody, invocation: Invocation) -> ABody:
@@ -250,13 +296,25 @@ class MessageBus(Attachments):
     def _is_nested(self) -> bool:
         return False
 
-    def _enclose(self, bodies: Bodies, invocation: Invocation, *, reroutes: bool) -> Bodies:
+    def _enclose(
+        self,
+        bodies: Bodies,
+        invocation: Invocation,
+        bare: Bare | None,
+        *,
+        reroutes: bool,
+        kept: bool,
+    ) -> Bodies:
         """Return what surrounds the bodies on an outermost dispatch: a unit of work, a queue."""
-        return self._in_unit(bodies, invocation, reroutes=reroutes)
+        return self._in_unit(bodies, invocation, reroutes=reroutes, kept=kept)
 
-    def _in_unit(self, bodies: Bodies, invocation: Invocation, *, reroutes: bool) -> Bodies:
+    def _in_unit(
+        self, bodies: Bodies, invocation: Invocation, *, reroutes: bool, kept: bool
+    ) -> Bodies:
         """Return the bodies with a unit of work around them, where the plan may need one."""
         opener = self._opener()
+        if kept:
+            return in_unit(bodies, opener, self._failures, self._naming.envelope_of, kept=True)
         if opener is None and not invocation.in_unit:
             return bodies
         # What is only sent has nothing to commit.
@@ -289,7 +347,7 @@ class MessageBus(Attachments):
         return invocation
 
     def _targets(self) -> Targets:
-        return Targets(self._routers, self._locators, self._failures)
+        return Targets(self._routers, self._locators, self._failures, self._strategies)
 
     @abstractmethod
     def _build(
@@ -309,12 +367,21 @@ class MessageBus(Attachments):
         name: str,
         message_type: type,
     ) -> Invocation:
+        refuse_queries_only(name, producers)
         sender = self._sender(producers, name, message_type)
-        return send(sender, self._marked(targets), targets[0].to)
+        is_marked = any(target.mark for target in targets)
+        is_plain = not is_marked and self._naming.name_of(message_type) == name
+        unmarked = message_type if is_plain else None
+        return send(sender, self._marked(targets), targets[0].to, unmarked)
 
     def _sender(self, producers: Sequence[MessageProducer], name: str, cls: type) -> Sender:
         key = self._naming.ordering_key(name, cls)
-        return Sender(name, tuple(producers), key, self._threads.pool)
+        pool = self._threads.pool
+        delaying = tuple(self._delayed(each) or each for each in producers)
+        later = None
+        if delaying != tuple(producers):
+            later = Sender(name, delaying, key, pool)
+        return Sender(name, tuple(producers), key, pool, later)
 
     def _marked(self, targets: Sequence[Target]) -> Callable[[Any, Envelope | None], Envelope]:
         envelope_of = self._naming.envelope_of

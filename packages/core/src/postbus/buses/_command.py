@@ -10,14 +10,14 @@ from postbus.errors import CommandDispatchError, HandlerFailedError
 from postbus.messages import MessageKind
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Mapping
+    from collections.abc import Callable, Coroutine, Mapping
     from typing import Unpack
 
     from postbus.buses._bus import Bodies
     from postbus.buses._queue import Waiting
     from postbus.catalog import MessageCatalog
     from postbus.messages import Envelope
-    from postbus.pipeline import DispatchOptions, Invocation
+    from postbus.pipeline import Bare, DispatchOptions, Invocation, Plan
 
 
 class CommandBus(SingleHandlerBus):
@@ -59,11 +59,18 @@ class CommandBus(SingleHandlerBus):
         """
         if not options:
             try:
-                run = self._fast[message.__class__]
+                call, bare = self._fast[message.__class__]
             except KeyError:
                 pass  # The first of its class, or one whose name is its own.
             else:
-                run(message)
+                try:
+                    result = call(message)
+                except Exception as error:
+                    if bare is None:
+                        raise
+                    bare.fail(message, error, 0)
+                if result is not None and bare is not None:
+                    bare.check(result)
                 return
         self._dispatch(message, options)
 
@@ -73,24 +80,46 @@ class CommandBus(SingleHandlerBus):
         **options: Unpack[DispatchOptions],
     ) -> Coroutine[Any, Any, None]:
         """Do what `dispatch` does in asyncio. Raises as `dispatch` does."""
-        run = self._afast.get(message.__class__)
-        if run is None or options:
-            return self._adispatch(message, options)
-        return run(message)
+        if not options:
+            try:
+                run = self._afast[message.__class__]
+            except KeyError:
+                pass
+            else:
+                return run(message)
+        return self._adispatch(message, options)
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._fast: dict[type, tuple[Callable[[Any], Any], Bare | None]] = {}
+
+    def _remember(self, cls: type, plan: Plan) -> None:
+        super()._remember(cls, plan)
+        call = plan.run if plan.bare is None else plan.bare.functions[0]
+        self._fast[cls] = call, plan.bare
 
     def _is_nested(self) -> bool:
         return self._queues is not None and self._queues.is_nested()
 
-    def _enclose(self, bodies: Bodies, invocation: Invocation, *, reroutes: bool) -> Bodies:
+    def _enclose(
+        self,
+        bodies: Bodies,
+        invocation: Invocation,
+        bare: Bare | None,
+        *,
+        reroutes: bool,
+        kept: bool,
+    ) -> Bodies:
         queues = self._queues
+        alone = self._in_unit(bodies, invocation, reroutes=reroutes, kept=kept)
         if queues is None:
-            return self._in_unit(bodies, invocation, reroutes=reroutes)
-        alone = self._in_unit(bodies, invocation, reroutes=reroutes)
+            return alone
         if alone is bodies:
-            return queues.enclose(bodies, bodies)
+            return queues.enclose(bodies, bodies, bare)
         # Nested commands belong to the unit of the command that caused them, so the queue is
         # emptied inside it.
-        first = self._in_unit(queues.then_drain(bodies), invocation, reroutes=reroutes)
+        drained = queues.then_drain(bodies)
+        first = self._in_unit(drained, invocation, reroutes=reroutes, kept=kept)
         return queues.enclose(first, alone)
 
     def _with_pending(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import length_hint
 from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
@@ -12,13 +13,15 @@ from postbus.messages import MessageKind
 from postbus.pipeline import Call, Listeners, Target, label_of
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
     from typing import Unpack
 
     from postbus.buses._bus import Bodies
     from postbus.buses._targets import Targets
     from postbus.catalog import MessageCatalog
-    from postbus.pipeline import DispatchContext, DispatchOptions, Invocation
+    from postbus.pipeline import Bare, DispatchContext, DispatchOptions, Invocation, Plan
+
+    Listener = Callable[[Any], Any]
 
 
 class EventBus(MessageBus):
@@ -56,11 +59,21 @@ class EventBus(MessageBus):
         """
         if not options:
             try:
-                run = self._fast[message.__class__]
+                call, others, bare = self._fast[message.__class__]
             except KeyError:
                 pass  # The first of its class, or one whose name is its own.
             else:
-                run(message)
+                try:
+                    call(message)
+                    if others:
+                        # Counting would cost every dispatch; the iterator knows where it is.
+                        others = iter(others)
+                        for call in others:
+                            call(message)
+                except Exception as error:
+                    if bare is None:
+                        raise
+                    bare.fail(message, error, length_hint(others))
                 return
         self._dispatch(message, options)
 
@@ -68,12 +81,28 @@ class EventBus(MessageBus):
         self, message: Any, **options: Unpack[DispatchOptions]
     ) -> Coroutine[Any, Any, None]:
         """Do what `dispatch` does in asyncio. Raises as `dispatch` does."""
-        run = self._afast.get(message.__class__)
-        if run is None or options:
-            return self._adispatch(message, options)
-        return run(message)
+        if not options:
+            try:
+                run = self._afast[message.__class__]
+            except KeyError:
+                pass
+            else:
+                return run(message)
+        return self._adispatch(message, options)
 
-    def _in_unit(self, bodies: Bodies, invocation: Invocation, *, reroutes: bool) -> Bodies:
+    def _forget(self) -> None:
+        super()._forget()
+        # The first listener, the others, and what to do with their errors.
+        self._fast: dict[type, tuple[Listener, Iterable[Listener], Bare | None]] = {}
+
+    def _remember(self, cls: type, plan: Plan) -> None:
+        super()._remember(cls, plan)
+        first, *others = (plan.run,) if plan.bare is None else plan.bare.functions
+        self._fast[cls] = first, tuple(others), plan.bare
+
+    def _in_unit(
+        self, bodies: Bodies, invocation: Invocation, *, reroutes: bool, kept: bool
+    ) -> Bodies:
         """Each listener of an outermost event is a unit of its own, which `Listeners` sees to."""
         return bodies
 

@@ -47,6 +47,14 @@ class Naming:
             message, "message_name"
         )
 
+    def name_of(self, cls: type) -> str | None:
+        """Return the name of every message of *cls*, None where each may have its own."""
+        info = message_info(cls)
+        if info.kind is None:
+            return None
+        entry = self.catalog.entry(cls) if self.catalog is not None else None
+        return info.name if entry is None else entry.name
+
     def make_envelope(self, message: Any, name: str = "") -> Envelope:
         """Return a new identity for *message*, called *name* where that is given."""
         detected, kind = self.name_and_kind(message)

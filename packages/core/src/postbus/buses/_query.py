@@ -13,14 +13,15 @@ from postbus.promises import Promise
 from postbus.wire import answer_type
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
     from typing import Unpack
 
     from postbus.buses._bus import ABody
     from postbus.catalog import MessageCatalog
     from postbus.messages import Envelope
-    from postbus.pipeline import Call, DispatchOptions, Invocation, Target
+    from postbus.pipeline import Call, DispatchOptions, Invocation, Plan, Target
     from postbus.transports import MessageProducer
+    from postbus.unit import Receipt
 
 R = TypeVar("R")
 _resolved = Promise[Any].resolved
@@ -94,10 +95,22 @@ class QueryBus(SingleHandlerBus):
             DispatchError: nothing answers it.
             TransportError: it could not be sent or answered.
         """
-        run = self._afast.get(message.__class__)
-        if run is None or options:
-            return self._adispatch(message, options)
-        return run(message)
+        if not options:
+            try:
+                run = self._afast[message.__class__]
+            except KeyError:
+                pass
+            else:
+                return run(message)
+        return self._adispatch(message, options)
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._fast: dict[type, Callable[[Any], Any]] = {}
+
+    def _remember(self, cls: type, plan: Plan) -> None:
+        super()._remember(cls, plan)
+        self._fast[cls] = plan.run
 
     def receive(self, envelope: Envelope, source: str) -> Any:
         """Answer a received query: as on every bus, but the finder's answer is returned."""
@@ -110,9 +123,10 @@ class QueryBus(SingleHandlerBus):
         source: str,
         *,
         threads: bool = False,
+        receipt: Receipt | None = None,
     ) -> Any:
         """Answer a received query in asyncio."""
-        result = await super().areceive(envelope, source, threads=threads)
+        result = await super().areceive(envelope, source, threads=threads, receipt=receipt)
         return await result if result.__class__ is Promise else result
 
     def _limited(self, arun: ABody, invocation: Invocation) -> ABody:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from postbus.messages import Envelope
-    from postbus.pipeline import SendOptions
+    from postbus.pipeline import Bare, SendOptions
 
     Body = Callable[..., Any]
     ABody = Callable[..., Coroutine[Any, Any, Any]]
@@ -22,7 +23,12 @@ if TYPE_CHECKING:
     Waiting = deque[Item]
     Pending = Callable[[Exception, Waiting, Any, Envelope | None], Exception]
 
-_current_task = asyncio.current_task
+# In Python 3.11 the function is one of Python around this table, at five times the cost.
+_current_task: Callable[[Any], object] = (
+    asyncio.current_task
+    if sys.version_info >= (3, 12)
+    else vars(asyncio.tasks)["_current_tasks"].get
+)
 # What waits behind most commands: a queue is made for the first that does.
 _NONE_YET: Waiting | tuple[()] = ()
 
@@ -70,12 +76,50 @@ class NestedQueues:
         """Return whether a dispatch from here would wait behind another."""
         return self._slot().is_open
 
-    def enclose(self, first: Bodies, nested: Bodies) -> Bodies:
+    def enclose(self, first: Bodies, nested: Bodies, bare: Bare | None = None) -> Bodies:
         """Return what runs an outermost command and then its queue, or queues a nested one.
 
-        *first* is run for an outermost command, *nested* when its turn in a queue comes.
+        *first* is run for an outermost command, *nested* when its turn in a queue comes. *bare*
+        is all that *first* does, in one of the colours, where that is so little.
         """
-        return self._sync(first[0], nested), self._async(first[1], nested)
+        run = self._sync(first[0], nested)
+        if bare is not None and not bare.is_async:
+            run, bare = self._quick(bare, run, nested), None
+        return run, self._async(first[1], nested, bare)
+
+    def _quick(self, bare: Bare, otherwise: Body, nested: Bodies) -> Body:
+        """Do what `_sync` does, for the common case: no envelope, and a thread without a loop.
+
+        It is written out for this case since a queue costs a bare handler more than its dispatch.
+        """
+        this_thread, drain, (function,) = self._this_thread, self._drain, bare.functions
+
+        def run(message: Any, envelope: Any = None, options: Any = None) -> None:
+            if envelope is not None or running_loop() is not None:
+                otherwise(message, envelope, options)
+                return
+            slot = this_thread.slot
+            if slot.is_open:
+                slot.append((*nested, message, envelope, options))
+                return
+            slot.is_open = True
+            try:
+                try:
+                    result = function(message)
+                except Exception as error:  # noqa: BLE001  raised again, wrapped
+                    bare.fail(message, error, 0)
+                if result is not None:
+                    bare.check(result)
+                if slot.waiting:
+                    drain(slot)
+            except Exception as error:
+                if not slot.waiting:
+                    raise
+                raise self._with_pending(error, slot.waiting, message, envelope)  # noqa: B904  its cause is set
+            finally:
+                slot.is_open, slot.waiting = False, None
+
+        return run
 
     def _sync(self, body: Body, nested: Bodies) -> Body:
         this_thread, slots, drain = self._this_thread, self._slots, self._drain
@@ -109,11 +153,13 @@ class NestedQueues:
 
         return run
 
-    def _async(self, body: ABody, nested: Bodies) -> ABody:
+    def _async(self, body: ABody, nested: Bodies, bare: Bare | None) -> ABody:
         slots, drain = self._slots, self._adrain
+        function = None if bare is None else bare.functions[0]
 
         async def arun(message: Any, envelope: Any = None, options: Any = None) -> None:
-            owner = _current_task(running_loop())
+            loop = asyncio.get_running_loop()
+            owner = _current_task(loop) or loop
             slot = slots.get(owner)
             if slot is not None:
                 slot.append((*nested, message, envelope, options))
@@ -121,7 +167,13 @@ class NestedQueues:
             slots[owner] = slot = _Slot()
             slot.is_open = True
             try:
-                await body(message, envelope, options)
+                if bare is None or function is None or envelope is not None or options is not None:
+                    await body(message, envelope, options)
+                else:
+                    try:
+                        await function(message)
+                    except Exception as error:  # noqa: BLE001  raised again, wrapped
+                        bare.fail(message, error, 0)
                 if slot.waiting:
                     await drain(slot)
             except Exception as error:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from postbus.errors import HandlerFailedError, PostbusError, RoutingError
-from postbus.pipeline import Call, direct, label_of, lifetime_call
+from postbus.pipeline import Call, direct, invocable, label_of, lifetime_call
 from postbus.transports import MessageProducer
 
 if TYPE_CHECKING:
@@ -21,11 +21,15 @@ if TYPE_CHECKING:
 
 @attrs.frozen
 class Targets:
-    """Asks routers where a name goes, and services what an id stands for."""
+    """Asks routers where a name goes, and services what an id stands for.
+
+    *strategies* are the methods to call of what is not callable itself.
+    """
 
     routers: Sequence[Router]
     locators: Sequence[Services]
     failures: Failures
+    strategies: Sequence[str] = ()
 
     def of(self, name: str, message_type: type) -> tuple[list[Target], list[Target]]:
         """Return the strongest sends of *name*, and its handlers. Makes nothing.
@@ -46,7 +50,7 @@ class Targets:
         """Return whether a route is short for a send, as far as can be seen without making it."""
         if not isinstance(target.to, str):
             return isinstance(target.to, MessageProducer)
-        services = self._answering(target.to)
+        services = self._answering(target)
         provides = getattr(services, "provides", None)
         made = None if provides is None else provides(target.to)
         return isinstance(made, type) and issubclass(made, MessageProducer)
@@ -75,29 +79,32 @@ class Targets:
         """
         to, label = target.to, None
         if isinstance(to, str):
-            services = self._answering(to)
+            services = self._answering(target)
             if services is None:
                 msg = (
                     f"{target.route or name}: nothing answers to the id {to!r}; give services "
                     "that have it, or a callable"
                 )
                 raise RoutingError(msg)
-            call = lifetime_call(services, to, target)
+            call = lifetime_call(services, to, target, self.strategies)
             if call is not None:
                 return call
             label, to = to, self._get(services, to, target.route or name)
         if isinstance(to, MessageProducer):
             return to
-        if callable(to):
-            return direct(to, target, label)
+        function = invocable(to, self.strategies)
+        if function is not None:
+            return direct(function, target, label or label_of(to))
         msg = (
             f"{target.route or name}: {label or label_of(to)} is not callable and no strategy "
             f"invokes it, so {name} was not handled"
         )
         raise RoutingError(msg)
 
-    def _answering(self, id_: str) -> Services | None:
-        return next((s for s in self.locators if s.has(id_)), None)
+    def _answering(self, target: Target) -> Services | None:
+        if target.services is not None:
+            return target.services
+        return next((s for s in self.locators if s.has(target.to)), None)
 
     def _get(self, services: Services, id_: str, where: str) -> Any:
         try:

@@ -22,8 +22,13 @@ def in_unit(
     opener: Opener | None,
     failures: Failures,
     envelope_of: Callable[[Any, Envelope | None], Envelope],
+    *,
+    kept: bool = False,
 ) -> Bodies:
     """Return *bodies* so that they join the open unit, or run in one of their own.
+
+    *kept* bodies are those of received messages that an inbox knows: what stands in the place
+    of options is the `Receipt`, and the unit is always their own.
 
     What beginning or committing raises is wrapped as the handler's failure; what the bodies
     raise passes as it is.
@@ -36,7 +41,7 @@ def in_unit(
         return failures.wrap(error, envelope_of(message, envelope))
 
     def run(message: Any, envelope: Any = None, options: Any = None) -> Any:
-        if _joins(opener):
+        if not kept and _joins(opener):
             return body(message, envelope, options)
         inside: Exception | None = None
 
@@ -49,7 +54,7 @@ def in_unit(
                 raise
 
         try:
-            result, unsent = run_in_unit(opener, work)
+            result, unsent = run_in_unit(opener, work, options if kept else None)
         except Exception as error:  # noqa: BLE001  raised again, wrapped
             raise seen(error, inside, message, envelope)  # noqa: B904  its cause is set
         finally:
@@ -58,7 +63,7 @@ def in_unit(
         return result
 
     async def arun(message: Any, envelope: Any = None, options: Any = None) -> Any:
-        if _joins(opener):
+        if not kept and _joins(opener):
             return await abody(message, envelope, options)
         inside: Exception | None = None
 
@@ -71,7 +76,7 @@ def in_unit(
                 raise
 
         try:
-            result, unsent = await arun_in_unit(opener, work)
+            result, unsent = await arun_in_unit(opener, work, options if kept else None)
         except Exception as error:  # noqa: BLE001  raised again, wrapped
             raise seen(error, inside, message, envelope)  # noqa: B904  its cause is set
         finally:

@@ -4,13 +4,14 @@ from postbus.pipeline._calls import (
     Call,
     Failures,
     direct,
+    invocable,
     is_awaitable,
     label_of,
     lifetime_call,
 )
 from postbus.pipeline._context import DispatchContext, Stage
 from postbus.pipeline._deadlines import deadlines
-from postbus.pipeline._invocations import Invocation, ask, broken, handle, limited, send
+from postbus.pipeline._invocations import Bare, Invocation, ask, broken, handle, limited, send
 from postbus.pipeline._listeners import Listeners
 from postbus.pipeline._middleware import Middleware
 from postbus.pipeline._plans import Plan, Surroundings
@@ -21,11 +22,13 @@ from postbus.pipeline._sending import (
     Sender,
     SendOptions,
     query_client,
+    refuse_queries_only,
     send_options,
 )
 
 __all__ = [
     "Asker",
+    "Bare",
     "Call",
     "DispatchContext",
     "DispatchOptions",
@@ -46,11 +49,13 @@ __all__ = [
     "deadlines",
     "direct",
     "handle",
+    "invocable",
     "is_awaitable",
     "label_of",
     "lifetime_call",
     "limited",
     "query_client",
+    "refuse_queries_only",
     "send",
     "send_options",
 ]

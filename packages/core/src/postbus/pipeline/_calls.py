@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import types
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import attrs
 
@@ -14,7 +14,7 @@ from postbus.messages import Envelope
 from postbus.unit import Lifetime, arun_in_unit, current_unit, raise_unsent, run_in_unit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from postbus.pipeline._routes import Target
     from postbus.unit import Services
@@ -73,6 +73,18 @@ def label_of(target: Any) -> str:
     return f"{named.__module__}.{named.__qualname__}"
 
 
+def invocable(handler: Any, strategies: Sequence[str]) -> Callable[[Any], Any] | None:
+    """Return what to call of *handler*: itself, else its first method among *strategies*."""
+    if callable(handler):
+        return cast("Callable[[Any], Any]", handler)
+    return _method(handler, strategies)
+
+
+def _method(handler_or_class: Any, names: Sequence[str]) -> Callable[[Any], Any] | None:
+    methods = (getattr(handler_or_class, name, None) for name in names)
+    return next(filter(callable, methods), None)
+
+
 def direct(function: Callable[[Any], Any], target: Target, label: str | None = None) -> Call:
     """Return the call of a plain callable.
 
@@ -93,20 +105,33 @@ def direct(function: Callable[[Any], Any], target: Target, label: str | None = N
     )
 
 
-def lifetime_call(services: Services, id_: str, target: Target) -> Call | None:
+def lifetime_call(
+    services: Services,
+    id_: str,
+    target: Target,
+    strategies: Sequence[str] = (),
+) -> Call | None:
     """Return the call of a service that has to be asked for anew, None for one made once."""
     lifetime = services.lifetime(id_)
     if lifetime is Lifetime.ONCE:
         return None
+
+    def method_of(service: Any) -> Callable[[Any], Any]:
+        method = _method(service, strategies)
+        if method is None:
+            name = label_of(service)
+            raise RoutingError(f"{id_}: {name} is not callable and no strategy invokes it")
+        return method
+
     if lifetime is Lifetime.PER_UNIT:
-        function, acall = _per_unit(services, id_)
+        function, acall = _per_unit(services, id_, method_of)
     else:
-        function, acall = _shared(services, id_)
+        function, acall = _shared(services, id_, method_of)
     provides = getattr(services, "provides", None)
     return Call(
         function,
         acall,
-        provides is not None and _calls_async(provides(id_)),
+        provides is not None and _makes_async(provides(id_), strategies),
         id_,
         in_unit=lifetime is Lifetime.PER_UNIT,
         threads=target.threads,
@@ -114,9 +139,18 @@ def lifetime_call(services: Services, id_: str, target: Target) -> Call | None:
     )
 
 
+def _makes_async(maker: Any, strategies: Sequence[str]) -> bool:
+    """Return whether what the class *maker* makes is called by awaiting it."""
+    # Every class can be called itself; what it makes only where one of its bases says so.
+    if isinstance(maker, type) and not any("__call__" in vars(cls) for cls in maker.__mro__):
+        return inspect.iscoroutinefunction(_method(maker, strategies))
+    return _calls_async(maker)
+
+
 def _per_unit(
     services: Services,
     id_: str,
+    method_of: Callable[[Any], Callable[[Any], Any]],
 ) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     """Return the calls of a service that is made once per unit of work, for both colours."""
     # Two buses of one unit may have different services of the same id.
@@ -128,7 +162,8 @@ def _per_unit(
     def function(message: Any) -> Any:
         unit = current_unit()
         if unit is not None:
-            return unit.instance(key, make)(message)
+            service = unit.instance(key, make)
+            return (service if callable(service) else method_of(service))(message)
         result, unsent = run_in_unit(None, partial(function, message))
         raise_unsent(unsent)
         return result
@@ -136,7 +171,8 @@ def _per_unit(
     async def acall(message: Any) -> Any:
         unit = current_unit()
         if unit is not None:
-            result = (await unit.ainstance(key, make))(message)
+            service = await unit.ainstance(key, make)
+            result: Any = (service if callable(service) else method_of(service))(message)
             return await result if is_awaitable(result) else result
         result, unsent = await arun_in_unit(None, partial(acall, message))
         raise_unsent(unsent)
@@ -148,9 +184,11 @@ def _per_unit(
 def _shared(
     services: Services,
     id_: str,
+    method_of: Callable[[Any], Callable[[Any], Any]],
 ) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
     def function(message: Any) -> Any:
-        return services.get(id_)(message)
+        service = services.get(id_)
+        return (service if callable(service) else method_of(service))(message)
 
     return function, function
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from postbus.pipeline._calls import is_awaitable, refuse_coroutine
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from postbus.messages import Envelope
+    from postbus.pipeline._sending import SendOptions
 
 
 class Stage(StrEnum):
@@ -25,7 +31,7 @@ class Stage(StrEnum):
     FINALIZE = "finalize"
 
 
-class DispatchContext:
+class DispatchContext(msgspec.Struct, eq=False, dict=True, weakref=True):
     """One dispatch on its way through the stages, as listeners and middleware see it.
 
     *message* may be replaced up to INVOKE, *name* set at DETECT_NAME, *handler* (command, query)
@@ -33,27 +39,21 @@ class DispatchContext:
     One task or thread at a time uses a context, and only while its dispatch runs.
     """
 
-    # Defaults of the class: a context is made for every message, and most of this is never set.
+    # A struct, since one is made for every message and nothing else is made in so little time.
+    bus: Any
+    message: Any
+    name: str
+    _envelope: Envelope | None = None
     handler: Any = None
     listeners: Sequence[Any] = ()
+    # The invocation that INVOKE runs, and the options of the dispatch that concern it.
+    _invocation: Any = None
+    _options: SendOptions | None = None
     result: Any = None
     error: BaseException | None = None
     # What the handler itself raised; other errors are a middleware's, a listener's or ours.
     _failure: BaseException | None = None
-    _invocation: Any = None
     _stopped: bool = False
-
-    def __init__(
-        self,
-        bus: Any,
-        message: Any,
-        name: str,
-        envelope: Envelope | None = None,
-    ) -> None:
-        self.bus = bus
-        self.message: Any = message
-        self.name: str = name
-        self._envelope = envelope
 
     @property
     def envelope(self) -> Envelope:
@@ -96,3 +96,50 @@ class DispatchContext:
     def _made(self) -> Envelope | None:
         """Return the envelope where there is one: it costs nothing where nobody asked."""
         return None if self._envelope is None else self.envelope
+
+    def __repr__(self) -> str:
+        """Its name; never the message, which may hold secrets."""
+        return f"<DispatchContext of {self.name or 'a message'}>"
+
+    def _call(self) -> Any:
+        """Run the invocation in plain code: the innermost `call_next`."""
+        invocation = self._invocation
+        function = invocation.function
+        try:
+            if function is not None:
+                result = function(self.message)
+            else:
+                result = invocation.call(self.message, self._made(), self._options)
+        except Exception as error:
+            self._failure = error
+            raise
+        if result.__class__ is CoroutineType:
+            refuse_coroutine(result, invocation.label)
+        return result
+
+    def _call_inline(self) -> Any:
+        """Run it in asyncio without awaiting it, as plain middleware needs it."""
+        invocation = self._invocation
+        try:
+            return invocation.call(self.message, self._made(), self._options)
+        except Exception as error:
+            self._failure = error
+            raise
+
+    async def _acall(self) -> Any:
+        """Run it in asyncio."""
+        invocation = self._invocation
+        try:
+            if invocation.is_bare and self._options is None:
+                result = invocation.located(self.message)
+                if result.__class__ is CoroutineType or is_awaitable(result):
+                    result = await result
+                return result
+            return await invocation.acall(self.message, self._made(), self._options)
+        except Exception as error:
+            self._failure = error
+            raise
+
+    # What the outermost middleware is given; a chain puts its second layer here.
+    _call_next = _call
+    _acall_next = _acall

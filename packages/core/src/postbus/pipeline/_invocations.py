@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import attrs
 
 from postbus.errors import TimedOutError
-from postbus.pipeline._calls import is_awaitable
+from postbus.pipeline._calls import is_awaitable, refuse_coroutine
+from postbus.pipeline._unenveloped import aunenveloped, unenveloped
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -19,6 +20,26 @@ if TYPE_CHECKING:
     from postbus.pipeline._sending import Asker, Sender, SendOptions
 
     MakeEnvelope = Callable[[Any, Envelope | None], Envelope]
+    Function = Callable[[Any], Any]
+
+
+@attrs.frozen
+class Bare:
+    """Handlers with nothing around them: `dispatch` calls them itself, one after the other.
+
+    *is_async*: there is one, to be awaited instead.
+    *fail* takes (message, what one of them raised, how many come after it), has these run as
+    well where that is the rule, and raises what the caller is to see.
+    """
+
+    functions: tuple[Function, ...]
+    label: str
+    fail: Callable[[Any, Exception, int], NoReturn]
+    is_async: bool = False
+
+    def check(self, result: Any) -> None:
+        """Refuse a coroutine, which is something to await."""
+        refuse_coroutine(result, self.label)
 
 
 @attrs.frozen
@@ -27,7 +48,8 @@ class Invocation:
 
     *shown* is what the route names and *located* what that turned out to be, for listeners to
     see. *function* is the one handler, whose errors are wrapped for the caller, and *is_bare*:
-    calling it is all there is to do. *blocker* names what only `adispatch` can run. *in_unit*:
+    calling it is all there is to do. *bare* are handlers that plain code may call one by one,
+    where *call* does no more. *blocker* names what only `adispatch` can run. *in_unit*:
     a service of the unit takes part. *sends*: it leaves this process.
     """
 
@@ -38,6 +60,7 @@ class Invocation:
     located: Any
     function: Callable[[Any], Any] | None = None
     is_bare: bool = False
+    bare: Bare | None = None
     blocker: str | None = None
     in_unit: bool = False
     sends: bool = False
@@ -94,8 +117,14 @@ async def limited(
         raise TimedOutError(msg, envelope) from None
 
 
-def send(sender: Sender, envelope_of: MakeEnvelope, shown: Any) -> Invocation:
-    """Return the invocation that hands a command or event to its producers."""
+def send(
+    sender: Sender, envelope_of: MakeEnvelope, shown: Any, unmarked: type | None = None
+) -> Invocation:
+    """Return the invocation that hands a command or event to its producers.
+
+    Envelopes that *envelope_of* makes for messages of the class *unmarked* hold nothing but an
+    identity and the sender's name.
+    """
 
     def run(message: Any, envelope: Envelope | None = None, options: Any = None) -> None:
         sender.send(envelope_of(message, envelope), options)
@@ -103,7 +132,13 @@ def send(sender: Sender, envelope_of: MakeEnvelope, shown: Any) -> Invocation:
     async def arun(message: Any, envelope: Envelope | None = None, options: Any = None) -> None:
         await sender.asend(envelope_of(message, envelope), options)
 
-    return Invocation(sender.name, run, arun, shown, sender.producers[0], sends=True)
+    bodies: tuple[Any, Any] = run, arun
+    if unmarked is not None and sender.key_field is None and len(sender.producers) == 1:
+        bodies = (
+            unenveloped(sender, unmarked, envelope_of, run),
+            aunenveloped(sender, unmarked, envelope_of, arun),
+        )
+    return Invocation(sender.name, *bodies, shown, sender.producers[0], sends=True)
 
 
 def ask(asker: Asker, envelope_of: MakeEnvelope, shown: Any) -> Invocation:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from functools import cached_property
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import attrs
 
-from postbus.errors import PostbusError
-from postbus.pipeline._calls import is_async, label_of, refuse_coroutine
-from postbus.pipeline._context import DispatchContext, Stage
-from postbus.pipeline._invoking import Invoking
+from postbus.errors import PostbusError, RoutingError
+from postbus.pipeline._calls import is_async, is_awaitable, label_of, refuse_coroutine
+from postbus.pipeline._context import Stage
+from postbus.pipeline._invocations import Bare, broken
+from postbus.pipeline._invoking import Chain
 from postbus.pipeline._staged import Staged
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
 
     from postbus.messages import Envelope
     from postbus.pipeline._calls import Failures
+    from postbus.pipeline._context import DispatchContext
     from postbus.pipeline._invocations import Invocation
     from postbus.pipeline._middleware import Middleware
     from postbus.pipeline._staged import Resolve
@@ -35,7 +37,8 @@ _ROUTING = (Stage.INITIALIZE, Stage.DETECT_NAME, Stage.ROUTE, Stage.LOCATE)
 class Plan:
     """One name, compiled. *run* and *arun* take (message, envelope, options) and do it all.
 
-    *blocker* names the step that `dispatch` cannot run. *threads* is what the route says.
+    *blocker* names the step that `dispatch` cannot run. *threads* is what the route says. *bare*
+    is all that *run* does for a message without an envelope, where that is so little.
     """
 
     run: Body
@@ -43,6 +46,7 @@ class Plan:
     blocker: str | None = None
     threads: bool | None = None
     may_delay: bool = False
+    bare: Bare | None = None
 
 
 @attrs.frozen
@@ -56,6 +60,11 @@ class Surroundings:
     envelope_of: Callable[[Any, Envelope | None], Envelope]
     detect: Callable[[Any], str]
     shows_listeners: bool
+
+    @cached_property
+    def chain(self) -> Chain:
+        """The middleware, ready to surround what is invoked."""
+        return Chain(self.middlewares)
 
     @cached_property
     def names_late(self) -> bool:
@@ -100,6 +109,23 @@ class Surroundings:
         body = self._sync_body(invocation.function, invocation.label)
         return body, self._async_body(invocation)
 
+    def bare(self, invocation: Invocation) -> Bare | None:
+        """Return the handlers of *invocation* where `bodies` puts nothing around them."""
+        if self._listens or self.middlewares:
+            return None
+        function, wrap, envelope_of = invocation.function, self.failures.wrap, self.envelope_of
+        if function is None:
+            return invocation.bare
+
+        def fail(message: Any, error: Exception, _: int) -> NoReturn:
+            raise wrap(error, envelope_of(message, None)) from error
+
+        if invocation.blocker is None:
+            return Bare((function,), invocation.label, fail)
+        if not invocation.is_bare:
+            return None
+        return Bare((invocation.located,), invocation.label, fail, is_async=True)
+
     def _sync_body(self, function: Callable[[Any], Any], label: str) -> Body:
         wrap, envelope_of = self.failures.wrap, self.envelope_of
 
@@ -139,34 +165,47 @@ class Surroundings:
 
     def _wrapped(self, name: str, invocation: Invocation) -> Bodies:
         """Middleware and nothing else: no stage has a listener to call."""
-        invoking = Invoking(invocation, self.middlewares)
-        bus, run, located = self.bus, invoking.run, invocation.located
-        shown = "listeners" if self.shows_listeners else "handler"
+        chain, bus = self.chain, self.bus
+        contexts, first, afirst = chain.contexts, chain.first, chain.afirst
+        assert first is not None  # noqa: S101  there is middleware
+        handler, listeners = self.shown(invocation.located)
 
+        # As chain.run, without a call more.
         def body(message: Any, envelope: Any = None, options: Any = None) -> Any:
-            context = DispatchContext(bus, message, name, envelope)
-            setattr(context, shown, located)
+            context = contexts(
+                bus, message, name, envelope, handler, listeners, invocation, options
+            )
             try:
-                return run(context, options)
+                result = first(context, context._call_next)  # noqa: SLF001  one package
             except Exception as error:  # noqa: BLE001  raised again, wrapped
                 raise self.seen(error, context, invocation)  # noqa: B904  its cause is set
+            if result.__class__ is CoroutineType:
+                refuse_coroutine(result, chain.label)
+            return result
+
+        refusal = chain.refusal(invocation)
+        if refusal is not None or afirst is None:
+            return body, broken(name, RoutingError(refusal or "")).acall
 
         async def abody(message: Any, envelope: Any = None, options: Any = None) -> Any:
-            context = DispatchContext(bus, message, name, envelope)
-            setattr(context, shown, located)
+            context = contexts(
+                bus, message, name, envelope, handler, listeners, invocation, options
+            )
             try:
-                return await invoking.arun(context, options)
+                result = afirst(context, context._acall_next)  # noqa: SLF001  one package
+                if result.__class__ is CoroutineType or is_awaitable(result):
+                    result = await result
             except Exception as error:  # noqa: BLE001  raised again, wrapped
                 raise self.seen(error, context, invocation)  # noqa: B904  its cause is set
+            return result
 
         return body, abody
 
-    def show(self, context: DispatchContext, handler_or_listeners: Any) -> None:
-        """Put what the route says where listeners and middleware look for it."""
+    def shown(self, handler_or_listeners: Any) -> tuple[Any, Sequence[Any]]:
+        """Return the handler and the listeners that a context is to show."""
         if self.shows_listeners:
-            context.listeners = handler_or_listeners or ()
-        else:
-            context.handler = handler_or_listeners
+            return None, handler_or_listeners or ()
+        return handler_or_listeners, ()
 
     def seen(
         self,

@@ -10,6 +10,8 @@ import attrs
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from postbus.unit import Services
+
 
 class Strength(IntEnum):
     """Which of several sends of one name wins: the smallest."""
@@ -25,7 +27,8 @@ class Target:
 
     *threads* overrides where a sync handler runs. *timeout* is in seconds: a query's deadline, an
     async handler's limit. *when* = "dispatched" marks an event listener that stays with the
-    dispatching process. *route* says which route it was, for errors.
+    dispatching process. *route* says which route it was, for errors. *services* answer to the id
+    instead of those of the bus.
     """
 
     to: Any
@@ -35,6 +38,7 @@ class Target:
     strength: Strength = Strength.SEND
     mark: bool = False
     route: str = ""
+    services: Services | None = None
 
 
 class Router(Protocol):

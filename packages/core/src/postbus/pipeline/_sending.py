@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from postbus.messages import Envelope
 
-_NO_HEADERS: Mapping[str, str] = {}
+NO_HEADERS: Mapping[str, str] = {}
 
 
 class DispatchOptions(TypedDict, total=False):
@@ -99,6 +99,8 @@ class Sender:
     producers: tuple[MessageProducer, ...]
     key_field: str | None
     pool: Callable[[], ThreadPoolExecutor]
+    #: Takes what is delayed, where a producer cannot do that itself.
+    later: Sender | None = None
 
     def send(self, envelope: Envelope, options: SendOptions | None) -> None:
         """Send now, or after the commit where a transaction is open. Blocks as producers do.
@@ -108,6 +110,9 @@ class Sender:
             UnsupportedError: a producer cannot do what *options* ask.
             TransportError: a system does not have it.
         """
+        if options is not None and options.delay and self.later is not None:
+            self.later.send(envelope, options)
+            return
         message = self._wire_message(envelope, options)
         unit = current_unit()
         if unit is None or not unit.transactional:
@@ -115,13 +120,15 @@ class Sender:
         else:
             send = self._asend_now if unit.is_async else self._send_now
             unit.after_commit(partial(send, message, envelope))
+            if unit.outgoing is not None:
+                unit.outgoing.append((message, self.producers))
 
     def _send_now(self, message: WireMessage, envelope: Envelope) -> None:
         if len(self.producers) == 1:
             try:
                 self.producers[0].send(message)
             except Exception as error:
-                made = _as_transport_error(error, envelope)
+                made = as_transport_error(error, envelope)
                 if made is error:
                     raise
                 raise made from error
@@ -131,17 +138,22 @@ class Sender:
             try:
                 producer.send(message)
             except Exception as error:  # noqa: BLE001  the other producers have their turn
-                failed[index] = _as_transport_error(error, envelope)
+                failed[index] = as_transport_error(error, envelope)
         self._raise(failed, envelope)
 
     async def asend(self, envelope: Envelope, options: SendOptions | None) -> None:
         """Do what `send` does without blocking the loop."""
+        if options is not None and options.delay and self.later is not None:
+            await self.later.asend(envelope, options)
+            return
         message = self._wire_message(envelope, options)
         unit = current_unit()
         if unit is None or not unit.transactional:
             await self._asend_now(message, envelope)
         else:
             unit.after_commit(partial(self._asend_now, message, envelope))
+            if unit.outgoing is not None:
+                unit.outgoing.append((message, self.producers))
 
     async def _asend_now(self, message: WireMessage, envelope: Envelope) -> None:
         failed: dict[int, TransportError] = {}
@@ -153,7 +165,7 @@ class Sender:
                     loop = asyncio.get_running_loop()
                     await loop.run_in_executor(self.pool(), producer.send, message)
             except Exception as error:  # noqa: BLE001  the other producers have their turn
-                failed[index] = _as_transport_error(error, envelope)
+                failed[index] = as_transport_error(error, envelope)
         self._raise(failed, envelope)
 
     def _raise(self, failed: Mapping[int, TransportError], envelope: Envelope) -> None:
@@ -168,7 +180,7 @@ class Sender:
     def _wire_message(self, envelope: Envelope, options: SendOptions | None) -> WireMessage:
         if options is None:
             if self.key_field is None and not envelope._headers:  # noqa: SLF001  its property makes a view
-                return WireMessage(encode(envelope), _NO_HEADERS, envelope.id, envelope.name)
+                return WireMessage(encode(envelope), NO_HEADERS, envelope.id, envelope.name)
             return self.wire_message(envelope, _NO_OPTIONS, None)
         due = None
         if options.timeout is not None:
@@ -188,7 +200,7 @@ class Sender:
             EncodeError: the message cannot be written.
             UnsupportedError: a producer cannot do what *options* ask.
         """
-        message = WireMessage(encode(envelope), _NO_HEADERS, envelope.id, envelope.name)
+        message = WireMessage(encode(envelope), NO_HEADERS, envelope.id, envelope.name)
         if envelope.headers:
             message.headers = {k: str(v) for k, v in envelope.headers.items()}
         if options.key is not None:
@@ -220,7 +232,7 @@ class Sender:
             raise UnsupportedError(msg)
 
 
-def _as_transport_error(error: Exception, envelope: Envelope) -> TransportError:
+def as_transport_error(error: Exception, envelope: Envelope) -> TransportError:
     """Return *error* with its envelope; a producer's own exceptions do not get out."""
     if not isinstance(error, TransportError):
         text = f"{envelope.name} could not be sent: {type(error).__name__}: {error}"
@@ -335,3 +347,18 @@ def query_client(name: str, producer: MessageProducer) -> QueryClient:
         )
         raise UnsupportedError(msg)
     return producer
+
+
+def refuse_queries_only(name: str, producers: Sequence[MessageProducer]) -> None:
+    """Refuse to send *name* to a producer that takes queries only.
+
+    Raises:
+        UnsupportedError: one of *producers* only asks (Z02).
+    """
+    for producer in producers:
+        if producer.capabilities.queries_only:
+            msg = (
+                f"{name}: {type(producer).__name__} only asks queries: route the message to a "
+                'producer without rpc, or with rpc = "both" on both sides'
+            )
+            raise UnsupportedError(msg)
