@@ -400,8 +400,7 @@ def read_number(payload: bytes) -> Any:
 
 def lazy(payload: bytes, load: Any = read_number) -> Envelope:
     return Envelope.lazy(
-        payload,
-        load,
+        (payload, load, bytes),
         name="shop.number",
         kind=MessageKind.EVENT,
         id=ID,

@@ -30,6 +30,7 @@ from postbus.errors import (
     RejectedError,
     TimedOutError,
     UnauthorizedError,
+    ValidationFailedError,
 )
 from postbus.messages import Command, Envelope, Query
 from postbus.wire import (
@@ -288,6 +289,7 @@ class TestProblems:
             registered("shop.closed", "the shop is closed"),
             NoHandlerError("nothing handles shop.ask"),
             UnauthorizedError("no"),
+            ValidationFailedError("a validator refused this message"),
             TimedOutError("30 seconds are over"),
             RejectedError("too large"),
         ],
@@ -331,6 +333,13 @@ class TestProblems:
         again = decode_problem(body, None)
         assert isinstance(again, HandlerFailedError)
         assert again.code == getattr(error, "code", "error")
+
+    def test_what_a_validator_says_stays_here(self) -> None:
+        """It may quote the message it refuses; that it was refused crosses."""
+        body = encode_problem(ValidationFailedError("password=hidden"))
+
+        assert b"hidden" not in body
+        assert json.loads(body)["code"] == "validation-failed"
 
     def test_a_query_that_could_not_be_read_is_rejected(self) -> None:
         """With the reason, so that the asker can tell what was wrong with it."""

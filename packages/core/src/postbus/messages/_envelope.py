@@ -14,7 +14,9 @@ from postbus.messages._ids import new_id, parse_id
 from postbus.messages._kinds import MessageKind, message_info
 from postbus.messages._metadata import check_metadata
 
+Received = tuple[Any, Callable[[Any], Any], Callable[[Any], bytes]]
 _NOT_LOADED: Any = object()
+_new = object.__new__
 
 
 class Envelope:
@@ -82,13 +84,12 @@ class Envelope:
         self._metadata = check_metadata(metadata) if metadata else {}
         self._headers = dict(headers) if headers else {}
         self._received_from = received_from
-        self._received: tuple[bytes, Callable[[bytes], Any]] | None = None
+        self._received: Received | None = None
 
     @classmethod
     def lazy(
         cls,
-        payload: bytes,
-        load: Callable[[bytes], Any],
+        received: Received,
         name: str,
         kind: MessageKind | None,
         id: str,
@@ -96,13 +97,15 @@ class Envelope:
         metadata: dict[str, Any],
         headers: dict[str, Any],
     ) -> Envelope:
-        """Return an envelope whose message is made by *load* when first asked for.
+        """Return an envelope whose message is made when first asked for.
 
-        For decoders, which have checked every other field: nothing is checked again here.
+        *received* is what it is made of, what makes it of that, and what makes the JSON of the
+        payload of that. For decoders, which have checked every other field: nothing is checked
+        again here.
         """
-        self = cls.__new__(cls)
+        self = _new(cls)
         self._message = _NOT_LOADED
-        self._received = payload, load
+        self._received = received
         self._name = name
         self._kind = kind
         self._id = id
@@ -122,8 +125,8 @@ class Envelope:
         message = self._message
         if message is _NOT_LOADED:
             assert self._received is not None  # noqa: S101  lazy() sets both
-            payload, load = self._received
-            message = self._message = load(payload)
+            source, load, _ = self._received
+            message = self._message = load(source)
         return message
 
     @property
@@ -171,7 +174,10 @@ class Envelope:
     @property
     def payload(self) -> bytes | None:
         """The JSON of the payload as it came, or None where the message was made here."""
-        return self._received[0] if self._received is not None else None
+        if self._received is None:
+            return None
+        source, _, payload_of = self._received
+        return payload_of(source)
 
     def received_by(self, source: str) -> Envelope:
         """Return it as received from *source*, for `bus.receive`.
@@ -269,7 +275,8 @@ def _unpickle(message: Any, *identity: Any) -> Envelope:
 
 def _unpickle_unread(error: DecodeError, payload: bytes, *identity: Any) -> Envelope:
     *fields, received_from = identity
-    envelope = Envelope.lazy(payload, partial(_raise_again, error), **_named(fields))
+    received = payload, partial(_raise_again, error), bytes
+    envelope = Envelope.lazy(received, **_named(fields))
     return envelope.evolve(received_from=received_from)
 
 

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
 
-_POOL_BYTES = 4096
+_POOL_SIZE = 256
 _pool: list[str] = []
 # After a fork both processes would hand out the same ids: the child starts with an empty pool.
 os.register_at_fork(after_in_child=_pool.clear)
-_VARIANTS = bytes(b & 0x3F | 0x80 for b in range(256))
-_VERSIONS = bytes(b & 0x0F | 0x40 for b in range(256))
-is_canonical_id: Callable[[str], object] = re.compile(
-    r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
-).fullmatch
+_DIGITS_AS_ZEROS = bytes.maketrans(b"0123456789abcdef", b"0" * 16)
+_CANONICAL = b"00000000-0000-0000-0000-000000000000"
 # uuid.UUID() alone would also take underscores, blanks and digits of other scripts.
 _SPELLED_ID = re.compile(
     r"(?:urn:uuid:)?(\{)?([0-9a-f]{8})-?([0-9a-f]{4})-?([0-9a-f]{4})-?([0-9a-f]{4})-?"
@@ -23,10 +19,12 @@ _SPELLED_ID = re.compile(
 ).fullmatch
 
 
-# Where each of the 32 digits stands in the text of an id, which ends with a blank here.
-_DASHES_BEFORE = (8, 12, 16, 20)
-_PLACES = [i + sum(i >= dash for dash in _DASHES_BEFORE) for i in range(32)]
-_TEXT_LENGTH = 37
+# Where the 30 whole digits of noise, the digit of the version and that of the variant stand in the
+# text of an id, which ends with a blank here.
+_TEMPLATE = b"########-####-4###-v###-############ "
+_PLACES = [place for place, byte in enumerate(_TEMPLATE) if byte == ord("#")]
+_VARIANT_PLACE = _TEMPLATE.index(b"v")
+_VARIANTS = bytes.maketrans(b"0123456789abcdef", b"89ab" * 4)
 
 
 def new_id() -> str:
@@ -40,14 +38,20 @@ def new_id() -> str:
 
 def _refill() -> None:
     """Make 256 ids at once: a digit of all of them at a time, so that each costs little."""
-    noise = bytearray(os.urandom(_POOL_BYTES))
-    noise[6::16] = noise[6::16].translate(_VERSIONS)
-    noise[8::16] = noise[8::16].translate(_VARIANTS)
-    digits = noise.hex().encode()
-    text = bytearray(b"-" * (_TEXT_LENGTH - 1) + b" ") * (_POOL_BYTES // 16)
-    for index, place in enumerate(_PLACES):
-        text[place::_TEXT_LENGTH] = digits[index::32]
+    digits = os.urandom((len(_PLACES) + 1) * _POOL_SIZE // 2).hex().encode()
+    text = bytearray(_TEMPLATE) * _POOL_SIZE
+    start = 0
+    for place in _PLACES:
+        text[place :: len(_TEMPLATE)] = digits[start : start + _POOL_SIZE]
+        start += _POOL_SIZE
+    text[_VARIANT_PLACE :: len(_TEMPLATE)] = digits[start:].translate(_VARIANTS)
     _pool.extend(text.decode().split())
+
+
+def is_canonical_id(text: str) -> bool:
+    """Return whether *text* is a UUID as `new_id` writes it: with dashes, in lower case."""
+    # Half the time of a regular expression, and every message received has an id.
+    return text.encode("ascii", "replace").translate(_DIGITS_AS_ZEROS) == _CANONICAL
 
 
 def parse_id(text: str) -> str:

@@ -10,7 +10,8 @@ Enum, Literal, list, tuple, dict, set, frozenset, unions and such classes again.
 
 from __future__ import annotations
 
-from postbus.wire._envelope import decode, encode
+from postbus.wire._decode import decode
+from postbus.wire._encode import encode, new_encoder
 from postbus.wire._reasons import Reason
 from postbus.wire._replies import (
     answer_type,
@@ -32,4 +33,5 @@ __all__ = [
     "encode",
     "encode_problem",
     "encode_result",
+    "new_encoder",
 ]

@@ -8,10 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import convert
 
+from postbus.errors import DecodeError
+from postbus.wire._reasons import Reason
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from postbus.catalog import CatalogEntry
+
 VERSION = 1
+JUST_VERSION = {"v": VERSION}
 _REPLY_TO = re.compile(r"postbus\.reply\.[a-z0-9-]+").fullmatch
 
 
@@ -63,3 +69,23 @@ def fault_in(headers: Mapping[str, Any]) -> str | None:
         if known is not None and not known[0](value):
             return f"headers.{name}: expected {known[1]}, got {type(value).__name__}"
     return None
+
+
+def own_headers(headers: dict[str, Any], entry: CatalogEntry) -> dict[str, Any]:
+    """Return the headers of a body without the version of the format, after a look at each.
+
+    Raises:
+        DecodeError: unsupported_version, invalid_headers or newer_schema.
+    """
+    version = headers.pop("v", VERSION)
+    if version.__class__ is not int or version != VERSION:
+        text = f"headers.v: expected {VERSION}, the only version there is"
+        raise DecodeError(Reason.UNSUPPORTED_VERSION, text)
+    fault = fault_in(headers)
+    if fault is not None:
+        raise DecodeError(Reason.INVALID_HEADERS, fault)
+    schema = headers.get("schema", 1)
+    if schema > entry.version:
+        text = f"{entry.name} came as version {schema}, the class here is {entry.version}"
+        raise DecodeError(Reason.NEWER_SCHEMA, text)
+    return headers

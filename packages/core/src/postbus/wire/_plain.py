@@ -19,19 +19,21 @@ _LARGEST = 1.7976931348623157e308
 _Finite = Annotated[float, msgspec.Meta(ge=-_LARGEST, le=_LARGEST)]
 
 
-def _plain(levels: int) -> Any:
-    scalar = None | bool | int | _Finite | str
+def _plain(levels: int, number: Any) -> Any:
+    scalar = None | bool | int | number | str
     if not levels:
         return scalar
-    inner = _plain(levels - 1)
+    inner = _plain(levels - 1, number)
     return scalar | GenericAlias(list, (inner,)) | GenericAlias(dict, (str, inner))
 
 
-PLAIN: Any = _plain(_LEVELS)
+PLAIN: Any = _plain(_LEVELS, _Finite)
+# As it is read: JSON has no numbers that are not finite. What is deeper is left to `Any`.
+READ_PLAIN: Any = _plain(_LEVELS, float)
 
 
-class _Holder(msgspec.Struct):
-    """msgspec keeps what it works out about a type with a Struct only."""
+class PlainValue(msgspec.Struct):
+    """A value of `PLAIN`: msgspec keeps what it works out about a type with a Struct only."""
 
     value: PLAIN  # pyright: ignore[reportInvalidTypeForm]  # built in a loop, of types only
 
@@ -52,7 +54,7 @@ def write_plain(value: Any) -> Any:
     if type(value) in _SIMPLE:
         return value
     try:
-        msgspec.convert({"value": value}, _Holder)
+        msgspec.convert({"value": value}, PlainValue)
     except msgspec.ValidationError:
         # Deeper than _LEVELS, or wrong: this way is slower and says what.
         _walk(value, MAX_DEPTH)

@@ -17,6 +17,7 @@ from postbus.errors import (
     RejectedError,
     TimedOutError,
     UnauthorizedError,
+    ValidationFailedError,
 )
 from postbus.messages import Query
 from postbus.wire._reasons import Reason
@@ -111,6 +112,7 @@ _read = msgspec.json.Decoder(_Problem).decode
 _OURS: tuple[tuple[type[PostbusError], str, str], ...] = (
     (NoHandlerError, f"{_URN}no-handler", "nothing handles this message"),
     (UnauthorizedError, f"{_URN}unauthorized", "a guard refused this message"),
+    (ValidationFailedError, f"{_URN}validation-failed", "a validator refused this message"),
     (TimedOutError, f"{_URN}timed-out", "the answer took too long"),
     (RejectedError, f"{_URN}rejected", "the message was refused"),
     (DecodeError, f"{_URN}rejected", "the message was refused"),
@@ -138,7 +140,9 @@ def _problem_of(error: BaseException) -> _Problem:
     for cls, urn, title in _OURS:
         if isinstance(error, cls):
             code = error.reason if isinstance(error, DecodeError) else urn.removeprefix(_URN)
-            return _Problem(urn, title, code, str(error))
+            # A validator's words may quote the message.
+            detail = "" if cls is ValidationFailedError else str(error)
+            return _Problem(urn, title, code, detail)
     return _Problem(_HANDLER_FAILED, _HANDLER_TITLE, _UNREGISTERED)
 
 
@@ -146,8 +150,8 @@ def decode_problem(body: bytes, envelope: Envelope | None) -> PostbusError:
     """Return the error that a problem object stands for, about *envelope*. Never raises.
 
     `HandlerFailedError` with the handler's code; `NoHandlerError`, `UnauthorizedError`,
-    `TimedOutError` and `RejectedError` for those of the other side. A body that is no problem
-    of ours, such as a proxy's, becomes a `RejectedError`.
+    `ValidationFailedError`, `TimedOutError` and `RejectedError` for those of the other side. A
+    body that is no problem of ours, such as a proxy's, becomes a `RejectedError`.
     """
     try:
         check_body(body, DEFAULT_MAX_SIZE_BYTES)
@@ -163,7 +167,7 @@ def decode_problem(body: bytes, envelope: Envelope | None) -> PostbusError:
     text = detail or problem.title[: _LONGEST["detail"]] or "the other side failed"
     for cls, urn, _ in _OURS:
         if problem.type == urn and issubclass(
-            cls, NoHandlerError | UnauthorizedError | TimedOutError
+            cls, NoHandlerError | UnauthorizedError | ValidationFailedError | TimedOutError
         ):
             return cls(text, envelope)
     return RejectedError(text, envelope)
