@@ -185,7 +185,7 @@ class TestRegex:
             bus.dispatch("shop.place")
 
     def test_every_match_of_an_event_counts(self) -> None:
-        """With `many` a name may have several listeners."""
+        """With `many` a name may have several listeners (P05)."""
         got: list[int] = []
         bus = EventBus()
         router = RegexRouter({"shop.*": lambda m: got.append(1)}, many=True)

@@ -8,7 +8,8 @@
     │ ├ HandlerFailedError      .code .message: what the handler raised, here or elsewhere
     │ │ └ CommandDispatchError  .pending: nested commands that were not run
     │ ├ ListenersFailedError    an ExceptionGroup; .failed .done: listener ids
-    │ └ UnauthorizedError       a guard said no
+    │ ├ UnauthorizedError       a guard said no
+    │ └ ValidationFailedError   a validator refused it
     ├ MetadataError             also a ValueError
     ├ WireError                 never retried
     │ ├ EncodeError
@@ -56,6 +57,7 @@ __all__ = [
     "TransportError",
     "UnauthorizedError",
     "UnsupportedError",
+    "ValidationFailedError",
     "WireError",
 ]
 
@@ -70,12 +72,14 @@ class Problem:
 
     *value* is the text to show: a secret has been replaced before it gets here.
     *suggestion* is the nearest valid name or the next step; empty when there is none.
+    *rule* is the id of a rule of `postbus check`, which says more; it is not compared.
     """
 
     path: str
     value: str
     expected: str
     suggestion: str = ""
+    rule: str = attrs.field(default="configuration", eq=False, repr=False)
 
     def __str__(self) -> str:
         """Return the problem as one line, ready to show to a person."""
@@ -215,6 +219,10 @@ class ListenersFailedError(DispatchError, ExceptionGroup[HandlerFailedError]):
 
 class UnauthorizedError(DispatchError):
     """Raised when a guard refuses a message or a result."""
+
+
+class ValidationFailedError(DispatchError):
+    """Raised when a validator refuses a message; `__cause__` is what the validator raised."""
 
 
 class MetadataError(PostbusError, ValueError):

@@ -2,6 +2,7 @@
 
 from postbus.routers._async_switch import AsyncSwitchMessageRouter
 from postbus.routers._routes import CommandRouter, EventRouter, QueryRouter, RegexRouter, Routes
+from postbus.routers._services import ServiceLocatorEventRouter, ServiceLocatorRouter
 
 __all__ = [
     "AsyncSwitchMessageRouter",
@@ -10,4 +11,6 @@ __all__ = [
     "QueryRouter",
     "RegexRouter",
     "Routes",
+    "ServiceLocatorEventRouter",
+    "ServiceLocatorRouter",
 ]
