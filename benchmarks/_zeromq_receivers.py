@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import socket
 import struct
 import sys
+import threading
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,8 +23,18 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from postbus import Command, CommandBus, CommandRouter, MessageCatalog, MessageKind, Worker
-from postbus.transports import CommonSettings, MessageConsumer
+from postbus import (
+    Command,
+    CommandBus,
+    CommandRouter,
+    MessageCatalog,
+    MessageKind,
+    Query,
+    QueryBus,
+    QueryRouter,
+    Worker,
+)
+from postbus.transports import CommonSettings, MessageConsumer, Reply
 from postbus.wire import decode
 from postbus.worker import ConsumerRun
 from postbus_zeromq.transport import ZEROMQ
@@ -45,6 +57,11 @@ class Text(Command, name="bench.text"):
 @attrs.frozen
 class Stamp(Command, name="bench.stamp"):
     sent: float
+    text: str
+
+
+@attrs.frozen
+class Ask(Query[str], name="bench.ask"):
     text: str
 
 
@@ -131,9 +148,9 @@ def zmq_asyncio() -> None:
         receiver.close(linger=0)
 
 
-def consumer() -> tuple[MessageConsumer, int]:
+def consumer(*, rpc: bool = False) -> tuple[MessageConsumer, int]:
     port = free_port()
-    settings = ZEROMQ.consumer_settings(dsn=f"tcp://127.0.0.1:{port}")
+    settings = ZEROMQ.consumer_settings(dsn=f"tcp://127.0.0.1:{port}", rpc=rpc)
     common = CommonSettings(name="bench", prefetch=PREFETCH)
     return ZEROMQ.make_consumer(settings, common), port
 
@@ -165,6 +182,7 @@ def catalog() -> MessageCatalog:
     known = MessageCatalog()
     known.add(Text)
     known.add(Stamp)
+    known.add(Ask)
     return known
 
 
@@ -233,8 +251,60 @@ def worker(*, threads: bool) -> None:
         runner.run(stop())
 
 
+def serve_until_closed(port: int) -> None:
+    """Say where, and let the process end with its parent's interest in it."""
+
+    def end() -> None:
+        sys.stdin.read()
+        os._exit(0)
+
+    print(port, flush=True)
+    threading.Thread(target=end, daemon=True).start()
+
+
+def echo() -> None:
+    """Answer with what was asked: bare pyzmq."""
+    router = zmq.Context().socket(zmq.ROUTER)
+    router.setsockopt(zmq.SNDHWM, 0)
+    serve_until_closed(router.bind_to_random_port("tcp://127.0.0.1"))
+    while True:
+        router.send_multipart(router.recv_multipart())
+
+
+def replies() -> None:
+    """Answer with what was asked, without a worker round the consumer."""
+    source, port = consumer(rpc=True)
+    serve_until_closed(port)
+
+    async def answer() -> None:
+        while True:
+            for delivery in await source.receive(PREFETCH):
+                delivery.reply(Reply(delivery.body))
+
+    asyncio.run(answer())
+
+
+def answers() -> None:
+    """Answer with the text that was asked, in a worker."""
+
+    async def find(query: Ask) -> str:
+        return query.text
+
+    source, port = consumer(rpc=True)
+    bus = QueryBus()
+    bus.utilize(QueryRouter({Ask: find}))
+    run = ConsumerRun(
+        name="bench", consumer=source, concurrency=WORKER_CONCURRENCY, prefetch=PREFETCH
+    )
+    serve_until_closed(port)
+    Worker({MessageKind.QUERY: bus}, [run], catalog()).run()
+
+
 ROLES: dict[str, Callable[[], None]] = {
     "raw": raw,
+    "echo": echo,
+    "replies": replies,
+    "answers": answers,
     "packed": packed,
     "raw-latency": raw_latency,
     "zmq-asyncio": zmq_asyncio,

@@ -21,6 +21,7 @@ import msgspec
 import zmq
 import zmq.asyncio
 from _harness import Receiver, Table, run
+from _zeromq_queries import query_tables
 from _zeromq_receivers import RAW_STAMP, WORKER_CONCURRENCY, Packed, Stamp, Text
 
 from postbus import CommandBus, Envelope, MessageProducerPlugin
@@ -322,6 +323,7 @@ def tables() -> Iterator[Table]:
     yield on_asyncio()
     yield through_worker()
     yield latency()
+    yield from query_tables()
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 
 import pytest
@@ -12,6 +13,8 @@ import zmq
 from postbus.transports import WireMessage
 
 Peer = Callable[..., "zmq.Socket[bytes]"]
+Frames = list[bytes]
+Answering = Callable[[Frames], Sequence[Frames]]
 
 
 @pytest.fixture
@@ -54,6 +57,31 @@ def peer() -> Iterator[Peer]:
             return opened
 
         yield open_peer
+
+
+@pytest.fixture
+def answering(peer: Peer) -> Iterator[Callable[..., zmq.Socket[bytes]]]:
+    """Return a function that serves a bare socket in a thread: from its frames to replies."""
+    ended = threading.Event()
+    threads: list[threading.Thread] = []
+
+    def start(kind: zmq.SocketType, answer: Answering, **where: object) -> zmq.Socket[bytes]:
+        opened = peer(kind, **where)
+
+        def serve() -> None:
+            while not ended.is_set():
+                if opened.poll(20):
+                    for reply in answer(opened.recv_multipart()):
+                        opened.send_multipart(reply)
+
+        threads.append(threading.Thread(target=serve))
+        threads[-1].start()
+        return opened
+
+    yield start
+    ended.set()
+    for thread in threads:
+        thread.join(20)
 
 
 @pytest.fixture

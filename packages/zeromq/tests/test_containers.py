@@ -234,7 +234,9 @@ class TestZeroMQContainer:
         [
             ({"dns": "x"}, "producer", "zeromq_producer.dns", "did you mean 'dsn'?"),
             ({"dsn": 5}, "command_bus", "zeromq_producer.dsn", "leave it out"),
-            ({"rpc": True}, "producer", "zeromq_producer.rpc", "leave it out"),
+            ({"rpc": "all"}, "producer", "zeromq_producer.rpc", "leave it out"),
+            ({"rpc": True}, "command_bus", "zeromq_producer.command_bus", "leave rpc out"),
+            ({"rpc": True}, "event_bus", "zeromq_producer.event_bus", "leave rpc out"),
             ({}, "consumer", "zeromq_producer.consumer", "add a table"),
             (
                 {"guarantee": "at-least-once"},

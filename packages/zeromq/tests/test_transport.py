@@ -16,8 +16,10 @@ from postbus_zeromq import (
     ZEROMQ,
     ZeroMQConsumer,
     ZeroMQConsumerSettings,
+    ZeroMQDealerProducer,
     ZeroMQProducer,
     ZeroMQProducerSettings,
+    ZeroMQRouterConsumer,
 )
 
 COMMON = CommonSettings(name="mail", max_size_bytes=2000)
@@ -52,16 +54,27 @@ class TestRecord:
         assert ZEROMQ.capabilities(settings, COMMON).max_size_bytes == 10
         assert ZEROMQ.make_consumer(settings, COMMON).capabilities.max_size_bytes == 10
 
+    @pytest.mark.parametrize("rpc", [True, "both"])
+    def test_rpc_makes_those_that_ask_and_answer(self, rpc: bool) -> None:
+        """What the capabilities say before building is what is built (Z01, Z02)."""
+        settings = ZeroMQProducerSettings(rpc=rpc)
+        producer = ZEROMQ.make_producer(settings, COMMON)
+        assert isinstance(producer, ZeroMQDealerProducer)
+        assert producer.capabilities == ZEROMQ.capabilities(settings, COMMON)
+        assert producer.capabilities.queries
+        assert producer.capabilities.queries_only == (rpc is True)
+        producer.close()
+        consumer = ZEROMQ.make_consumer(ZeroMQConsumerSettings(rpc=rpc), COMMON)
+        assert isinstance(consumer, ZeroMQRouterConsumer)
+        assert consumer.capabilities == Capabilities(
+            queries=True, ordering=True, max_size_bytes=2000
+        )
+        assert consumer.capabilities == ZEROMQ.capabilities(
+            ZeroMQConsumerSettings(rpc=rpc), COMMON
+        )
+
 
 class TestRefusals:
-    @pytest.mark.parametrize("rpc", [True, "both"])
-    def test_queries_are_not_available_yet(self, rpc: bool) -> None:
-        """A producer that were to ask is refused when it is built."""
-        with pytest.raises(UnsupportedError, match="mail: queries over ZeroMQ are not available"):
-            ZEROMQ.make_producer(ZeroMQProducerSettings(rpc=rpc), COMMON)
-        with pytest.raises(UnsupportedError, match="not available yet"):
-            ZEROMQ.make_consumer(ZeroMQConsumerSettings(rpc=rpc), COMMON)
-
     def test_acknowledged_delivery_is_not_available_yet(self) -> None:
         """A guarantee that cannot be kept is refused when it is built."""
         common = CommonSettings(name="mail", guarantee="at-least-once")

@@ -1,11 +1,13 @@
-"""ZeroMQ for postbus: messages over PUSH and PULL, one frame each, no broker between them."""
+"""ZeroMQ for postbus: messages over PUSH and PULL, queries over DEALER and ROUTER, no broker."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from postbus_zeromq.consumer import ZeroMQConsumer
+from postbus_zeromq.dealer import ZeroMQDealerProducer
 from postbus_zeromq.producer import ZeroMQProducer
+from postbus_zeromq.router import ZeroMQRouterConsumer
 from postbus_zeromq.settings import ZeroMQConsumerSettings, ZeroMQProducerSettings
 from postbus_zeromq.transport import ZEROMQ, ZeroMQTransport
 
@@ -17,8 +19,10 @@ __all__ = [
     "ZeroMQConsumer",
     "ZeroMQConsumerSettings",
     "ZeroMQContainer",
+    "ZeroMQDealerProducer",
     "ZeroMQProducer",
     "ZeroMQProducerSettings",
+    "ZeroMQRouterConsumer",
     "ZeroMQTransport",
 ]
 

@@ -12,7 +12,8 @@ import os
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, Protocol
+from types import MappingProxyType
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar, cast
 
 import attrs
 import zmq
@@ -21,9 +22,10 @@ from postbus.errors import ClosedError
 from postbus_zeromq._errors import translate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 __all__ = [
+    "BareSocket",
     "Endpoint",
     "OpenSocket",
     "PushSocket",
@@ -44,6 +46,7 @@ _CUT_OFF = 4
 _SMALLEST_CUT_OFF = 65_536
 # libzmq counts whole milliseconds, and may be one early.
 _TICK = 0.002
+_NOTHING: Mapping[zmq.SocketOption, int] = MappingProxyType({})
 
 
 def milliseconds(seconds: float) -> int:
@@ -62,6 +65,22 @@ class Endpoint:
     max_size_bytes: int
 
 
+class BareSocket(Protocol):
+    """The calls of a socket without what pyzmq puts round them, which costs as much again."""
+
+    def send(self, data: bytes, flags: int) -> object:
+        """Send one frame."""
+        ...
+
+    def recv(self, flags: int) -> bytes:
+        """Return the next frame."""
+        ...
+
+    def get(self, option: int) -> int:
+        """Return the value of an option that is a number."""
+        ...
+
+
 @attrs.frozen
 class OpenSocket:
     """A zmq socket and the context that is only for it."""
@@ -69,6 +88,11 @@ class OpenSocket:
     context: zmq.Context[zmq.Socket[bytes]]
     socket: zmq.Socket[bytes]
     linger: float
+
+    @property
+    def bare(self) -> BareSocket:
+        """The socket's own calls; what is round them serves draft sockets and copies only."""
+        return cast("BareSocket", super(zmq.Socket, self.socket))
 
     def is_ready(self, for_: int) -> bool:
         """Return whether a read (`zmq.POLLIN`) or a write (`zmq.POLLOUT`) would succeed now."""
@@ -80,8 +104,12 @@ class OpenSocket:
         self.context.term()
 
 
-def open_socket(kind: zmq.SocketType, endpoint: Endpoint) -> OpenSocket:
+def open_socket(
+    kind: zmq.SocketType, endpoint: Endpoint, options: Mapping[zmq.SocketOption, int] = _NOTHING
+) -> OpenSocket:
     """Open a socket and bind or connect it; a connection is then made in the background.
+
+    *options* are set after those that every socket here has, and before it is bound.
 
     Raises:
         ConnectionFailedError: the address is in use, or is none of this machine's.
@@ -97,6 +125,8 @@ def open_socket(kind: zmq.SocketType, endpoint: Endpoint) -> OpenSocket:
         # Without it a message for nobody would wait in memory and look sent.
         socket.set(zmq.IMMEDIATE, 1)
         socket.set(zmq.IPV6, int("[" in endpoint.dsn))
+        for option, value in options.items():
+            socket.set(option, value)
         if endpoint.bind:
             socket.bind(endpoint.dsn)
         else:
@@ -115,6 +145,8 @@ class PushSocket:
     libzmq sockets are not thread-safe but may move between threads with a memory fence: the lock
     is that fence. It is held for single non-blocking calls only, so nobody waits inside it.
     """
+
+    kind: ClassVar[zmq.SocketType] = zmq.PUSH
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
@@ -159,11 +191,9 @@ class PushSocket:
         if self._closed:
             msg = f"the producer for {self.endpoint.dsn} is closed"
             raise ClosedError(msg)
-        self._open = open_socket(zmq.PUSH, self.endpoint)
-        socket = self._open.socket
-        self._fd = socket.FD
-        # What pyzmq puts round it serves draft sockets only, and costs as much again.
-        self._send = super(zmq.Socket, socket).send
+        self._open = open_socket(self.kind, self.endpoint)
+        self._fd = self._open.socket.FD
+        self._send = self._open.bare.send
 
     def has_room(self) -> bool:
         """Return whether a send may succeed now; never blocks."""
@@ -201,24 +231,27 @@ class PushSocket:
 
 _NOBLOCK = int(zmq.NOBLOCK)
 _pushing: weakref.WeakSet[PushSocket] = weakref.WeakSet()
-_shared: dict[tuple[str, Endpoint], PushSocket] = {}
+_shared: dict[tuple[type[PushSocket], str, Endpoint], PushSocket] = {}
 _shared_lock = threading.Lock()
 
 
-def take(endpoint: Endpoint, persistent_id: str | None) -> PushSocket:
+S = TypeVar("S", bound=PushSocket)
+
+
+def take(cls: type[S], endpoint: Endpoint, persistent_id: str | None) -> S:
     """Return the process's socket for *persistent_id*, or one for the caller alone.
 
     Whoever takes it gives it back.
     """
     if persistent_id is None:
-        return PushSocket(endpoint)
-    key = persistent_id, endpoint
+        return cls(endpoint)
+    key = cls, persistent_id, endpoint
     with _shared_lock:
         if key not in _shared:
-            _shared[key] = PushSocket(endpoint)
+            _shared[key] = cls(endpoint)
         socket = _shared[key]
         socket.users += 1
-    return socket
+    return cast("S", socket)
 
 
 def give_back(socket: PushSocket, persistent_id: str | None) -> None:
@@ -228,7 +261,7 @@ def give_back(socket: PushSocket, persistent_id: str | None) -> None:
             socket.users -= 1
             if socket.users > 0:
                 return
-            del _shared[persistent_id, socket.endpoint]
+            del _shared[type(socket), persistent_id, socket.endpoint]
     socket.close()
 
 

@@ -30,7 +30,7 @@ logger: logging.Logger = logging.getLogger("postbus.zeromq")
 
 _MAX_SIZE_BYTES = 1024 * 1024
 _NOBLOCK = int(zmq.NOBLOCK)
-_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _new = object.__new__
 # After so many messages without a wait other tasks of the loop get a turn.
 _BURST = 256
@@ -61,7 +61,7 @@ def _deliveries(bodies: list[bytes], source: str) -> list[Delivery]:
     for body in bodies:
         delivery = _new(ZeroMQDelivery)
         delivery.body = body
-        delivery.headers = _NO_HEADERS
+        delivery.headers = NO_HEADERS
         delivery.source = source
         delivery.redelivered = False
         made.append(delivery)
@@ -151,8 +151,11 @@ class ZeroMQConsumer(MessageConsumer):
             return self._open.socket
         if self._closed:
             raise ClosedError(f"the consumer for {self._endpoint.dsn} is closed")
-        self._open = open_socket(zmq.PULL, self._endpoint)
+        self._open = self._opened()
         return self._open.socket
+
+    def _opened(self) -> OpenSocket:
+        return open_socket(zmq.PULL, self._endpoint)
 
     async def _arrival(self) -> None:
         """Wait until there may be something to read, or the consumer is closed.
@@ -209,6 +212,9 @@ class ZeroMQConsumer(MessageConsumer):
             self._stop_waiting()
         if opened.is_ready(zmq.POLLIN):
             logger.warning("messages discarded at close", extra={"dsn": self._endpoint.dsn})
+        await self._let_go(opened)
+
+    async def _let_go(self, opened: OpenSocket) -> None:
         opened.close()
 
     def leave_to_parent(self) -> object:

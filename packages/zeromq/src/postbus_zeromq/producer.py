@@ -17,7 +17,7 @@ from postbus.errors import (
     UnsupportedError,
 )
 from postbus.transports import AsyncMessageProducer, Capabilities
-from postbus_zeromq._sockets import Endpoint, give_back, take
+from postbus_zeromq._sockets import Endpoint, PushSocket, give_back, take
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,7 +58,7 @@ class ZeroMQProducer(AsyncMessageProducer):
         self.capabilities: Capabilities = Capabilities(
             ordering=True, max_size_bytes=self._max_size_bytes
         )
-        self._socket = take(
+        self._socket = self._take(
             Endpoint(
                 settings.dsn,
                 settings.bind,
@@ -70,6 +70,9 @@ class ZeroMQProducer(AsyncMessageProducer):
         )
         self._closing = threading.Lock()
         self._is_closed = False
+
+    def _take(self, endpoint: Endpoint, persistent_id: str | None) -> PushSocket:
+        return take(PushSocket, endpoint, persistent_id)
 
     def send(self, message: WireMessage) -> None:
         """Send one message; blocks up to `send_timeout` seconds for a peer with room.
@@ -138,6 +141,9 @@ class ZeroMQProducer(AsyncMessageProducer):
             if self._is_closed:
                 return
             self._is_closed = True
+        self._let_go()
+
+    def _let_go(self) -> None:
         give_back(self._socket, self._settings.persistent_id)
 
     async def aclose(self) -> None:
@@ -158,7 +164,10 @@ class ZeroMQProducer(AsyncMessageProducer):
 
     def _refuse_closed(self) -> None:
         if self._is_closed:
-            raise ClosedError(f"the producer for {self._settings.dsn} is closed")
+            raise self._closed_error()
+
+    def _closed_error(self) -> ClosedError:
+        return ClosedError(f"the producer for {self._settings.dsn} is closed")
 
     def _refuse(self, message: WireMessage) -> NoReturn:
         self._refuse_closed()

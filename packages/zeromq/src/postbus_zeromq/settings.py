@@ -26,7 +26,14 @@ _LOOPBACK_NAMES = {"localhost", "lo"}
 _DSN_DOC = (
     "where the two sides meet: `tcp://HOST:PORT` or `ipc://PATH`; the default is this machine only"
 )
-_RPC_DOC = "true to ask queries; not available yet"
+_ASK_DOC = (
+    "false sends commands and events over PUSH; true asks queries over DEALER, and nothing else; "
+    '"both" does all of it over DEALER, to a consumer that says "both" too'
+)
+_ANSWER_DOC = (
+    "false takes commands and events from PUSH; true answers queries over ROUTER, also those of a "
+    'REQ socket; "both" takes commands and events of a producer that says "both" too'
+)
 _ANY_PEER_DOC = (
     "true lets `bind` take an address that other machines reach, although nothing here says who "
     "they are: whoever connects is a peer"
@@ -58,7 +65,7 @@ class ZeroMQProducerSettings:
         pattern=r".+",
         expected="a name of at least one character",
     )
-    rpc: bool | Literal["both"] = setting(default=False, doc=_RPC_DOC, available=False)
+    rpc: bool | Literal["both"] = setting(default=False, doc=_ASK_DOC)
     bind: bool = setting(default=False, doc="true to wait for consumers that connect here")
     allow_any_peer: bool = setting(default=False, doc=_ANY_PEER_DOC)
     send_timeout: float = setting(
@@ -101,7 +108,7 @@ class ZeroMQConsumerSettings:
     """
 
     dsn: str = setting(DSN, doc=_DSN_DOC, pattern=DSN_PATTERN, expected=DSN_EXPECTED)
-    rpc: bool | Literal["both"] = setting(default=False, doc=_RPC_DOC, available=False)
+    rpc: bool | Literal["both"] = setting(default=False, doc=_ANSWER_DOC)
     bind: bool = setting(default=True, doc="false to connect to producers that bind")
     allow_any_peer: bool = setting(default=False, doc=_ANY_PEER_DOC)
     high_water_mark: int = setting(

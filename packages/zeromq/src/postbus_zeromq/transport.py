@@ -9,7 +9,9 @@ import zmq
 from postbus.errors import UnsupportedError
 from postbus.transports import Capabilities, CommonSettings, Transport
 from postbus_zeromq.consumer import ZeroMQConsumer
+from postbus_zeromq.dealer import ZeroMQDealerProducer
 from postbus_zeromq.producer import ZeroMQProducer
+from postbus_zeromq.router import ZeroMQRouterConsumer
 from postbus_zeromq.settings import ZeroMQConsumerSettings, ZeroMQProducerSettings
 
 __all__ = ["ZEROMQ", "ZeroMQTransport"]
@@ -20,7 +22,7 @@ _OLDEST_LIBZMQ = (4, 3, 3)
 
 
 class ZeroMQTransport(Transport):
-    """ZeroMQ over PUSH and PULL: fast, ordered, no broker, at most once."""
+    """ZeroMQ over PUSH and PULL, or with `rpc` over DEALER and ROUTER: no broker, at most once."""
 
     name = "zeromq"
     producer_settings = ZeroMQProducerSettings
@@ -30,35 +32,38 @@ class ZeroMQTransport(Transport):
         """Build a producer; connects nothing.
 
         Raises:
-            UnsupportedError: for a guarantee or a mode that there is not yet.
+            UnsupportedError: for a guarantee that there is not yet.
         """
-        _refuse_what_cannot_be(settings, common)
-        return ZeroMQProducer(settings, max_size_bytes=common.max_size_bytes)
+        _refuse_what_cannot_be(common)
+        cls = ZeroMQDealerProducer if settings.rpc else ZeroMQProducer
+        return cls(settings, max_size_bytes=common.max_size_bytes)
 
     def make_consumer(self, settings: Any, common: CommonSettings) -> ZeroMQConsumer:
         """Build a consumer; binds nothing.
 
         Raises:
-            UnsupportedError: for a guarantee or a mode that there is not yet.
+            UnsupportedError: for a guarantee that there is not yet.
         """
-        _refuse_what_cannot_be(settings, common)
-        return ZeroMQConsumer(settings, max_size_bytes=common.max_size_bytes)
+        _refuse_what_cannot_be(common)
+        cls = ZeroMQRouterConsumer if settings.rpc else ZeroMQConsumer
+        return cls(settings, max_size_bytes=common.max_size_bytes)
 
     def capabilities(self, settings: Any, common: CommonSettings) -> Capabilities:
-        """Return what PUSH and PULL can do: keep the order of one sender, and nothing else."""
-        limit = settings.max_message_bytes or common.max_size_bytes
-        return Capabilities(ordering=True, max_size_bytes=limit)
-
-
-def _refuse_what_cannot_be(settings: Any, common: CommonSettings) -> None:
-    if settings.rpc:
-        raise UnsupportedError(
-            f"{common.name}: queries over ZeroMQ are not available yet; leave out rpc"
+        """Return what can be done: keep the order of one sender, and bring answers with `rpc`."""
+        queries_only = settings.rpc is True and isinstance(settings, ZeroMQProducerSettings)
+        return Capabilities(
+            queries=bool(settings.rpc),
+            queries_only=queries_only,
+            ordering=not queries_only,
+            max_size_bytes=settings.max_message_bytes or common.max_size_bytes,
         )
+
+
+def _refuse_what_cannot_be(common: CommonSettings) -> None:
     if common.guarantee == "at-least-once":
         raise UnsupportedError(
-            f"{common.name}: acknowledged delivery over ZeroMQ is not available yet, and PUSH and "
-            "PULL lose what is on its way when a consumer dies; leave out guarantee"
+            f"{common.name}: acknowledged delivery over ZeroMQ is not available yet, and what is "
+            "on its way is lost when a consumer dies; leave out guarantee"
         )
     if zmq.zmq_version_info() < _OLDEST_LIBZMQ:
         raise UnsupportedError(
