@@ -23,7 +23,12 @@ from postbus import (
     Query,
     Stage,
 )
-from postbus.containers import ContainerServices, PostbusContainer, TransportContainer
+from postbus.containers import (
+    ContainerServices,
+    MemoryContainer,
+    PostbusContainer,
+    TransportContainer,
+)
 from postbus.errors import (
     ClosedError,
     ConfigurationError,
@@ -708,12 +713,6 @@ class TestContainerServices:
         assert made == []
 
 
-class MemoryContainer(TransportContainer):
-    """The memory transport by itself."""
-
-    transport = MEMORY
-
-
 class OneWay(type(MEMORY)):  # type: ignore[misc]  # the class of the record is not exported
     """The memory transport without answers."""
 
@@ -725,6 +724,19 @@ class OneWayContainer(TransportContainer):
     """A transport that only sends."""
 
     transport = OneWay()
+
+
+class OnlyAsks(type(MEMORY)):  # type: ignore[misc]  # as above
+    """The memory transport for queries."""
+
+    def make_producer(self, settings: Any, common: Any) -> Any:
+        return RecordingProducer(capabilities=Capabilities(queries=True, queries_only=True))
+
+
+class OnlyAsksContainer(TransportContainer):
+    """A transport that only asks."""
+
+    transport = OnlyAsks()
 
 
 class TestTransportContainer:
@@ -822,6 +834,21 @@ class TestTransportContainer:
         assert problem.path == "memory_producer.query_bus"
         assert "brings no answers back" in problem.expected
         assert problem.suggestion.startswith("set rpc")
+
+    @pytest.mark.parametrize("bus", ["command_bus", "event_bus"])
+    def test_a_producer_that_only_asks_has_a_query_bus_and_no_other(self, bus: str) -> None:
+        """Z02, T11: refused when that provider is called; after a close it is closed."""
+        with OnlyAsksContainer() as container:
+            assert container.query_bus() is not None
+            with pytest.raises(ConfigurationError) as caught:
+                getattr(container, bus)()
+
+        (problem,) = caught.value.problems
+        assert problem.path == f"memory_producer.{bus}"
+        assert problem.expected == "memory as configured takes queries only"
+        assert problem.suggestion.startswith("leave rpc out")
+        with pytest.raises(ClosedError):
+            getattr(container, bus)()
 
     @pytest.mark.parametrize(
         ("section", "provider", "path", "expected", "advice"),

@@ -4,8 +4,9 @@ The only part of core that imports `dependency_injector`. A container here is th
 configuration and services to `postbus.runtime`, and what that returns stands behind providers.
 """
 
+from postbus.containers._memory import MemoryContainer
 from postbus.containers._postbus import PostbusContainer
 from postbus.containers._services import ContainerServices
 from postbus.containers._transport import TransportContainer
 
-__all__ = ["ContainerServices", "PostbusContainer", "TransportContainer"]
+__all__ = ["ContainerServices", "MemoryContainer", "PostbusContainer", "TransportContainer"]

@@ -15,7 +15,7 @@ from postbus.containers._services import services_of
 from postbus.errors import ConfigurationError, Problem
 from postbus.messages import MessageKind
 from postbus.plugins import MessageProducerPlugin, ServiceLocatorPlugin
-from postbus.runtime._checks import answers, target_problems
+from postbus.runtime._checks import ONLY_ASKS, answers, only_asks, target_problems
 from postbus.runtime._routing import make_router
 from postbus.runtime._services import Wiring
 from postbus.transports import Transport
@@ -73,6 +73,22 @@ def _bus(bus: B, router: Router, wiring: Wiring, closer: Closer) -> B:
     return closer.add(bus)
 
 
+def _sending_bus(
+    section: TransportSection,
+    producer: MessageProducer,
+    bus: B,
+    router: Router,
+    wiring: Wiring,
+    closer: Closer,
+) -> B:
+    closer.refuse_closed()
+    if only_asks(producer):
+        path = f"{section.path}.{bus.kind}_bus"
+        expected = f"{section.transport.name} as configured takes queries only"
+        raise ConfigurationError([Problem(path, "", expected, ONLY_ASKS)])
+    return _bus(bus, router, wiring, closer)
+
+
 def _query_bus(
     section: TransportSection,
     producer: MessageProducer,
@@ -80,6 +96,7 @@ def _query_bus(
     wiring: Wiring,
     closer: Closer,
 ) -> QueryBus:
+    closer.refuse_closed()
     if not answers(producer):
         expected = f"{section.transport.name} as configured brings no answers back"
         advice = "set rpc where the transport has it, or ask over another transport"
@@ -156,14 +173,18 @@ class TransportContainer(Closes, containers.DeclarativeContainer):
         MessageKind.EVENT,
     )
     command_bus: providers.Provider[CommandBus] = providers.ThreadSafeSingleton(
-        _bus,
+        _sending_bus,
+        section,
+        producer,
         providers.Factory(CommandBus),
         router,
         wiring,
         closer,
     )
     event_bus: providers.Provider[EventBus] = providers.ThreadSafeSingleton(
-        _bus,
+        _sending_bus,
+        section,
+        producer,
         providers.Factory(EventBus),
         event_router,
         wiring,

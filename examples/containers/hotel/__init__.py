@@ -1,0 +1,1 @@
+"""A small hotel: bookings in a database, confirmations by mail."""
