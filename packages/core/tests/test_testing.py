@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import pytest
 
+from postbus import testing
 from postbus.catalog import MessageCatalog
 from postbus.errors import (
     ClosedError,
@@ -107,6 +108,13 @@ class TestRecordingProducer:
         producer = RecordingProducer(capabilities=Capabilities())
         with pytest.raises(UnsupportedError, match="place-order: this producer has no"):
             producer.send_many([make_message(), make_message(**options)])
+        assert [] == producer.messages
+
+    def test_for_queries_only_it_refuses_the_rest(self) -> None:
+        """Z02: a message that wants no answer is not recorded."""
+        producer = RecordingProducer(capabilities=Capabilities(queries=True, queries_only=True))
+        with pytest.raises(UnsupportedError, match="this producer has no way without an answer"):
+            producer.send(make_message())
         assert [] == producer.messages
 
     def test_a_body_too_large_is_refused_alone(self) -> None:
@@ -214,3 +222,10 @@ def test_the_fakes_need_no_extra() -> None:
         "import sys, postbus.testing; sys.exit(bool({'pytest', 'hypothesis'} & {*sys.modules}))"
     )
     assert 0 == subprocess.run([sys.executable, "-c", script], check=False).returncode
+
+
+def test_a_contract_is_imported_when_it_is_asked_for() -> None:
+    """Whoever names one has pytest, and a wrong name is missing as usual."""
+    assert isinstance(testing.ContainerContract, type)
+    with pytest.raises(AttributeError, match="ContainrContract"):
+        getattr(testing, "ContainrContract")  # noqa: B009  a name that is not there

@@ -130,6 +130,7 @@ class RecordingProducer(MessageProducer):
         can = self.capabilities
         asked = {
             "way for queries": is_query and not can.queries,
+            "way without an answer": not is_query and can.queries_only,
             "delay": message.delay is not None and can.delay is None,
             "priority": message.priority is not None and not can.priority,
             "expiry": message.expires_at is not None and not can.expiry,
