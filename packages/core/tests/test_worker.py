@@ -27,6 +27,8 @@ from postbus.errors import (
     NoHandlerError,
     RejectedError,
     TimedOutError,
+    UnauthorizedError,
+    ValidationFailedError,
 )
 from postbus.memory import MemoryConsumer, MemoryProducer, reset
 from postbus.messages import Command, Envelope, Event, MessageKind, Query, new_id
@@ -297,6 +299,8 @@ class TestFailures:
             (HandlerFailedError("x", ""), "handler_failed"),
             (ListenersFailedError("x", [HandlerFailedError("y", "")]), "listeners_failed"),
             (NoHandlerError("x"), "no_handler"),
+            (UnauthorizedError("x"), "unauthorized"),
+            (ValidationFailedError("x"), "validation_failed"),
             (DecodeError("payload", "x"), "payload"),
             (RejectedError("x"), "send_failed"),
             (asyncio.CancelledError(), "cancelled"),
@@ -545,7 +549,7 @@ class TestReceiving:
             assert done.wait(10)
         assert [1, 2, 3, 1] == pauses
         logged = [vars(each) for each in caplog.records if each.message == "receive failed"]
-        assert ["ConnectionFailedError"] * 2 + ["ZeroDivisionError", "ConnectionFailedError"] == [
+        assert ["ConnectionFailedError", "ZeroDivisionError", "ConnectionFailedError"] == [
             each["error"] for each in logged
         ]
 

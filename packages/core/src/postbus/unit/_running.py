@@ -7,29 +7,46 @@ from contextlib import AsyncExitStack, ExitStack
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from postbus.errors import PartiallySentError, TransportError
+from postbus.unit._failpoints import armed, reach
+from postbus.unit._receipts import HandledError
 from postbus.unit._unit import Unit, running, units
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 
+    from postbus.unit._receipts import Receipt
     from postbus.unit._unit import Opener
 
 T = TypeVar("T")
 
 
-def run_in_unit(opener: Opener | None, work: Callable[[], T]) -> tuple[T, list[TransportError]]:
+def run_in_unit(
+    opener: Opener | None, work: Callable[[], T], receipt: Receipt | None = None
+) -> tuple[T, list[TransportError]]:
     """Open a unit, run *work* in it, commit, then run what waited for the commit. Blocks.
 
     Returns what *work* returned, and what went wrong after the commit: the work stands, but
-    these could not be sent. Give them to `raise_unsent`.
+    these could not be sent. Give them to `raise_unsent`. With a *receipt* of a message that was
+    handled before, *work* is not run, and what that handling has still to send is sent.
 
     Raises:
         Exception: what *work* or the commit raised; the unit is rolled back.
     """
-    return contextvars.copy_context().run(_run, opener, work)
+    run = contextvars.copy_context().run
+    if receipt is None:
+        return run(_run, opener, work)
+    try:
+        return run(_run, opener, work, receipt)
+    except HandledError:
+        return receipt.again()
+    except BaseException:
+        receipt.abandon()
+        raise
 
 
-def _run(opener: Opener | None, work: Callable[[], T]) -> tuple[T, list[TransportError]]:
+def _run(
+    opener: Opener | None, work: Callable[[], T], receipt: Receipt | None = None
+) -> tuple[T, list[TransportError]]:
     owner = running()
     outer = units.get(owner)
     try:
@@ -37,17 +54,31 @@ def _run(opener: Opener | None, work: Callable[[], T]) -> tuple[T, list[Transpor
             unit = units[owner] = Unit(stack, transactional=opener is not None)
             if opener is not None:
                 unit.handle = opener.enter(stack)
+            if receipt is not None:
+                unit.outgoing = []
+                receipt.join(unit.handle)
+                receipt.begin()
             result = work()
             for step in unit._before:  # noqa: SLF001  one package
                 step()
+            if receipt is not None:
+                receipt.finish_within(result, unit.outgoing or ())
+            if armed:
+                reach("before commit")
     finally:
         _restore(owner, outer)
+    if armed:
+        reach("after commit")
+    if receipt is not None:
+        receipt.finish_apart(result, unit.outgoing or ())
     unsent: list[TransportError] = []
     for step in unit._after:  # noqa: SLF001  one package
         try:
             step()
         except Exception as error:  # noqa: BLE001  every send has its turn; all are reported
             unsent.append(_unsent(error))
+    if receipt is not None and unit.outgoing and not unsent:
+        receipt.sent()
     return result, unsent
 
 
@@ -114,20 +145,30 @@ class _InContext:
 async def arun_in_unit(
     opener: Opener | None,
     work: Callable[[], Awaitable[T]],
+    receipt: Receipt | None = None,
 ) -> tuple[T, list[TransportError]]:
     """Do what `run_in_unit` does for asyncio: in the running task, in its own context.
 
     Cancelled before the commit, it rolls back.
     """
-    done: tuple[T, list[TransportError]] = await _InContext(
-        contextvars.copy_context(), _arun(opener, work)
-    )
+    done: tuple[T, list[TransportError]]
+    try:
+        done = await _InContext(contextvars.copy_context(), _arun(opener, work, receipt))
+    except HandledError:
+        assert receipt is not None  # noqa: S101  nobody else raises it
+        done = await receipt.in_thread(receipt.again)
+    except BaseException:
+        if receipt is not None:
+            # Not awaited: the task may be cancelled, and nobody waits for this.
+            _ = receipt.in_thread(receipt.abandon)
+        raise
     return done
 
 
 async def _arun(
     opener: Opener | None,
     work: Callable[[], Awaitable[T]],
+    receipt: Receipt | None,
 ) -> tuple[T, list[TransportError]]:
     owner = running()
     outer = units.get(owner)
@@ -136,13 +177,25 @@ async def _arun(
             unit = units[owner] = Unit(stack, transactional=opener is not None)
             if opener is not None:
                 unit.handle = await opener.aenter(stack)
+            if receipt is not None:
+                unit.outgoing = []
+                receipt.join(unit.handle)
+                await receipt.in_thread(receipt.begin)
             result = await work()
             for step in unit._before:  # noqa: SLF001  one package
                 done = step()
                 if done is not None:
                     await done
+            if receipt is not None:
+                receipt.finish_within(result, unit.outgoing or ())
+            if armed:
+                reach("before commit")
     finally:
         _restore(owner, outer)
+    if armed:
+        reach("after commit")
+    if receipt is not None:
+        await receipt.in_thread(receipt.finish_apart, result, unit.outgoing or ())
     unsent: list[TransportError] = []
     for step in unit._after:  # noqa: SLF001  one package
         try:
@@ -151,4 +204,6 @@ async def _arun(
                 await done
         except Exception as error:  # noqa: BLE001  every send has its turn; all are reported
             unsent.append(_unsent(error))
+    if receipt is not None and unit.outgoing and not unsent:
+        await receipt.in_thread(receipt.sent)
     return result, unsent

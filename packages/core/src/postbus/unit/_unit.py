@@ -12,6 +12,8 @@ from postbus.errors import RoutingError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from postbus.unit._receipts import Outgoing
+
 # Set by asyncio for its own libraries; it returns None instead of raising, at a tenth of the cost.
 running_loop: Callable[[], asyncio.AbstractEventLoop | None] = asyncio._get_running_loop  # noqa: SLF001
 _current_task = asyncio.current_task
@@ -36,11 +38,21 @@ class Unit:
     Used by the task or thread that owns it, and by nobody else.
     """
 
-    __slots__ = ("_after", "_before", "_instances", "_stack", "handle", "transactional")
+    __slots__ = (
+        "_after",
+        "_before",
+        "_instances",
+        "_stack",
+        "handle",
+        "outgoing",
+        "transactional",
+    )
 
     def __init__(self, stack: ExitStack | AsyncExitStack, *, transactional: bool) -> None:
         self.handle: Any = None
         self.transactional: bool = transactional
+        #: What is sent after the commit, where an inbox keeps it until it has left.
+        self.outgoing: list[Outgoing] | None = None
         self._stack = stack
         self._before: list[Callable[[], Any]] = []
         self._after: list[Callable[[], Any]] = []

@@ -8,6 +8,21 @@ from __future__ import annotations
 
 from postbus.worker._consumption import ConsumerRun, ReceivingBus
 from postbus.worker._failures import default_pause
+from postbus.worker._limits import Limits
+from postbus.worker._recovery import failure_key
+from postbus.worker._retries import NeverRetry, RetryPolicy, RetryRule
+from postbus.worker._scheduled import Sending
 from postbus.worker._worker import Worker
 
-__all__ = ["ConsumerRun", "ReceivingBus", "Worker", "default_pause"]
+__all__ = [
+    "ConsumerRun",
+    "Limits",
+    "NeverRetry",
+    "ReceivingBus",
+    "RetryPolicy",
+    "RetryRule",
+    "Sending",
+    "Worker",
+    "default_pause",
+    "failure_key",
+]

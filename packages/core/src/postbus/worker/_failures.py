@@ -1,4 +1,4 @@
-"""What becomes of a delivery that was not handled.
+"""What becomes of a delivery that was not handled, where no store takes it.
 
 A query is answered with a problem. Anything else goes back to its transport after a pause that
 grows with every failure of the same bytes, so that neither a poisoned message nor a broken
@@ -19,10 +19,13 @@ from postbus.errors import (
     ListenersFailedError,
     NoHandlerError,
     TransportError,
+    UnauthorizedError,
+    ValidationFailedError,
 )
 from postbus.messages import MessageKind
 from postbus.transports import Reply
 from postbus.wire import encode_problem
+from postbus.worker._scheduled import ScheduledDelivery
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
     from postbus.messages import Envelope
     from postbus.transports import Delivery
 
-__all__ = ["MAX_SET_ASIDE", "Failures", "default_pause"]
+__all__ = ["MAX_SET_ASIDE", "Failures", "default_pause", "facts_of", "reason_of"]
 
 logger = logging.getLogger("postbus.worker")
 
@@ -44,6 +47,8 @@ _REASONS: tuple[tuple[type[BaseException], str], ...] = (
     (HandlerFailedError, "handler_failed"),
     (ListenersFailedError, "listeners_failed"),
     (NoHandlerError, "no_handler"),
+    (UnauthorizedError, "unauthorized"),
+    (ValidationFailedError, "validation_failed"),
     (TransportError, "send_failed"),
     (asyncio.CancelledError, "cancelled"),
 )
@@ -59,7 +64,7 @@ def default_pause(failures: int) -> float:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the stable code that a log record, and later a failure store, has for *error*."""
+    """Return the stable code that a log record and a failure store have for *error*."""
     if isinstance(error, DecodeError):
         return error.reason
     return next((code for cls, code in _REASONS if isinstance(error, cls)), "error")
@@ -88,7 +93,7 @@ class Failures:
         self._pause = pause
         self._on_given_back = on_given_back
         self._is_stopping = False
-        self._aside: dict[int, tuple[Delivery, asyncio.TimerHandle]] = {}
+        self._aside: dict[int, tuple[Callable[[], None], asyncio.TimerHandle]] = {}
         # Failures in a row by the hash of the body, which is there even where no id is.
         self._counts: dict[int, int] = {}
 
@@ -112,8 +117,7 @@ class Failures:
         """Settle a delivery that was not handled because of *error*. Raises nothing.
 
         *envelope* is None where the bytes could not be decoded; *reason* is a stable code
-        (default: what *error* says). This is the one place that a retry policy and a failure
-        store change.
+        (default: what *error* says).
         """
         try:
             self._decide(delivery, envelope, error, reason or reason_of(error))
@@ -132,7 +136,7 @@ class Failures:
             "message_name": envelope and envelope.name,
             "body_bytes": len(delivery.body),
             "reason": reason,
-            **_facts(error),
+            **facts_of(error),
         }
         is_query = envelope is None or envelope.kind is MessageKind.QUERY
         may_return = self._acknowledge and self._is_stopping
@@ -140,7 +144,7 @@ class Failures:
             delivery.reply(Reply(encode_problem(error), is_error=True))
             delivery.ack()
             logger.warning("query failed", extra=facts)
-        elif not self._acknowledge:
+        elif not (self._acknowledge or isinstance(delivery, ScheduledDelivery)):
             logger.error("message lost: %s", facts["message_id"], extra=facts)
         elif self._is_stopping:
             delivery.nack()
@@ -156,15 +160,20 @@ class Failures:
         if len(counts) > _MAX_COUNTED:
             del counts[next(iter(counts))]
         pause = self._pause(failures)
-        timer = asyncio.get_running_loop().call_later(pause, self._give_back, id(delivery))
-        self._aside[id(delivery)] = (delivery, timer)
+        self.hold(delivery, pause, delivery.nack)
         return failures, pause
 
+    def hold(self, delivery: Delivery, seconds: float, settle: Callable[[], None]) -> None:
+        """Set *delivery* aside; after *seconds*, or when the worker stops, *settle* is called."""
+        # The delivery is what `settle` holds on to, so its identity is its own until then.
+        timer = asyncio.get_running_loop().call_later(seconds, self._give_back, id(delivery))
+        self._aside[id(delivery)] = (settle, timer)
+
     def _give_back(self, key: int) -> None:
-        delivery, timer = self._aside.pop(key)
+        settle, timer = self._aside.pop(key)
         timer.cancel()
         try:
-            delivery.nack()
+            settle()
         except Exception as problem:  # noqa: BLE001  as in decide()
             logger.error(  # noqa: TRY400  as in decide()
                 "a failed delivery could not be given back",
@@ -179,7 +188,7 @@ class Failures:
             self._give_back(key)
 
 
-def _facts(error: BaseException) -> dict[str, str | None]:
+def facts_of(error: BaseException) -> dict[str, str | None]:
     """Say what was raised and where: of an exception the parts that cannot quote a message."""
     if isinstance(error, ListenersFailedError):
         error = error.exceptions[0]
