@@ -1,0 +1,6 @@
+"""`python -m postbus.cli`."""
+
+from postbus.cli import main
+
+if __name__ == "__main__":
+    main()
