@@ -38,7 +38,7 @@ def install(session: nox.Session, *groups: str, packages: bool = False) -> None:
     """Install groups and the packages, all in one go, so that siblings come from the checkout."""
     wanted = tools(*groups)
     for package in PACKAGES if packages else []:
-        extras = "[testing,yaml]" if package.name == "core" else ""
+        extras = "[cli,testing,yaml]" if package.name == "core" else ""
         wanted += ["-e", f"./{package}{extras}"]
     session.install("-c", "constraints.txt", *wanted)
 
@@ -232,8 +232,13 @@ def chaos(session: nox.Session) -> None:
 
 
 def run_named(session: nox.Session, folder: Path) -> None:
-    """Run the script of a folder that the first argument names."""
-    names = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+    """Run the script of a folder that the first argument names.
+
+    `http_.py` is called http: a script without the underscore would stand in the way of the
+    standard library's module for all scripts beside it.
+    """
+    scripts = {path.stem.rstrip("_"): path for path in folder.glob("[!_]*.py")}
+    names = sorted(scripts)
     if not names:
         session.error(f"there is no {session.name} run yet: {folder}/ has none")
     known = f"one of: {', '.join(names)}"
@@ -246,7 +251,7 @@ def run_named(session: nox.Session, folder: Path) -> None:
     install(session, packages=True)
     if requirements:
         session.install("-c", "constraints.txt", "-r", requirements[0])
-    run_script(session, folder / f"{name}.py", arguments)
+    run_script(session, scripts[name], arguments)
 
 
 def run_script(session: nox.Session, script: Path, arguments: list[str]) -> None:

@@ -20,7 +20,7 @@ html_title = "postbus"
 nitpicky = True
 # Other projects' names are not looked up over the network.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(?!postbus(_zeromq)?\b).*"),
+    (r"py:.*", r"(?!postbus(_beanstalkd|_files|_gearman|_http|_kombu|_zeromq)?\b).*"),
 ]
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

@@ -30,7 +30,7 @@ def main(dsn: str = "tcp://127.0.0.1:5555") -> None:
             "zeromq_producer": {
                 "dsn": dsn,  # Address of the ZeroMQ server.
                 "persistent_id": "example",  # Producers with the same id share one connection.
-                "rpc": False,  # Send; True will ask queries, in a later version.
+                "rpc": False,  # Send; True asks queries, as seed_query.py does.
             }
         }
     }

@@ -118,6 +118,32 @@ class TestSeed:
         assert "Traceback" not in done.stderr
 
 
+class TestSeedQuery:
+    """examples/seed_query.py and the bare server beside it."""
+
+    def test_a_bare_rep_socket_answers_and_the_answer_is_printed(self) -> None:
+        """One frame of JSON there, one back: a peer without postbus (Z01, Z03)."""
+        dsn = free_dsn()
+        with started(str(EXAMPLES / "seed_query_server.py"), dsn) as server:
+            done = run(str(EXAMPLES / "seed_query.py"), dsn)
+            assert (0, "") == (done.returncode, done.stderr)
+            assert server.stdout is not None
+            printed = [server.stdout.readline() for _ in range(2)]
+
+        assert done.stdout == f"asked GetText(number=7) at {dsn}: text number 7\n"
+        assert printed[0] == f"listening on {dsn}\n"
+        assert "example.get-text" in printed[1]
+
+    def test_without_a_peer_it_says_what_to_start(self) -> None:
+        """No traceback, but the command for the other terminal."""
+        dsn = free_dsn()
+        done = run(str(EXAMPLES / "seed_query.py"), dsn)
+
+        assert done.returncode == 1
+        assert f"python examples/seed_query_server.py {dsn}" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
 class TestShop:
     """examples/shop: one application, three ways to run it."""
 

@@ -11,7 +11,17 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 CORE = ROOT / "packages" / "core" / "src"
-HEAVY = ["cattrs", "dependency_injector", "httpx", "kombu", "pytest", "yaml", "zmq"]
+HEAVY = [
+    "cattrs",
+    "click",
+    "dependency_injector",
+    "httpx",
+    "kombu",
+    "pytest",
+    "rich",
+    "yaml",
+    "zmq",
+]
 
 # Reading the environment through `os.environ` goes through one of these methods.
 WATCH = """

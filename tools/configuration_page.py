@@ -28,11 +28,13 @@ from postbus.settings import (
     QueryBusSettings,
     RetrySettings,
     RouteTarget,
+    RuleSettings,
     StoreSection,
     WorkerSettings,
     describe,
     keys_of,
 )
+from postbus.stores import SQLiteStoreSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,7 +51,7 @@ HEAD = """\
 # Configuration
 
 Everything is one dict.
-A TOML or YAML file is another way to write it: `postbus.config.load(path)` reads one.
+A TOML, YAML or JSON file is another way to write it: `postbus.config.load(path)` reads one.
 
 ```toml
 [postbus]
@@ -69,6 +71,15 @@ router.send."shop.mail.*" = "producers.mail"
 transport = "zeromq"
 dsn = "${MAIL_DSN:tcp://127.0.0.1:5555}"
 concurrency = 16
+
+failure_store = "main"
+retry = { max_attempts = 5, initial_delay = 0.5 }
+rules = [{ match = "shop.report.*", retry = { max_attempts = 2 } }]
+inbox = "main"
+
+[postbus.stores.main]
+store = "sqlite"
+path = "postbus.db"
 
 [postbus.worker]
 shutdown_grace = 10.0
@@ -118,7 +129,13 @@ SECTIONS: tuple[tuple[str, type, str], ...] = (
     ),
     ("`[postbus.worker]`", WorkerSettings, ""),
     ("`retry` of a consumer", RetrySettings, ""),
-    ("`[postbus.stores.NAME]`", StoreSection, ""),
+    ("A rule of a consumer", RuleSettings, ""),
+    (
+        "`[postbus.stores.NAME]`",
+        StoreSection,
+        "Every other key is that of the kind of store; those of core's stand below.",
+    ),
+    ('`[postbus.stores.NAME]` with `store = "sqlite"`', SQLiteStoreSettings, ""),
 )
 
 

@@ -659,6 +659,14 @@ class TestSend:
         assert message.expires_at is None
         assert "deadline" in message.headers
 
+    def test_a_producer_that_takes_queries_only_is_refused(self) -> None:
+        """Z02: before anything is encoded or sent."""
+        producer = RecordingProducer(capabilities=Capabilities(queries=True, queries_only=True))
+        bus = make({}, {Mail: producer})
+        with pytest.raises(UnsupportedError, match=r"shop\.mail: RecordingProducer only asks"):
+            bus.dispatch(Mail())
+        assert producer.messages == []
+
     def test_a_delay_without_a_send_is_unsupported(self) -> None:
         """A command that is handled here is not handled later."""
         bus = make({Place: nothing})

@@ -117,8 +117,13 @@ class TestLoad:
 
     def test_an_unknown_ending_is_refused(self, tmp_path: Path) -> None:
         """Nothing is guessed from the content."""
-        expected = "a.json: expected a name that ends in .toml, .yaml or .yml"
-        assert expected == refusal(write(tmp_path, "a.json", "{}"))
+        expected = "a.ini: expected a name that ends in .toml, .yaml, .yml or .json"
+        assert expected == refusal(write(tmp_path, "a.ini", "{}"))
+
+    def test_json_is_read(self, tmp_path: Path) -> None:
+        """The same dict in another spelling, with variables as everywhere."""
+        path = write(tmp_path, "a.json", '{"postbus": {"messages": [], "x": "${NAME}"}}')
+        assert {"postbus": {"messages": [], "x": "joe"}} == load(path, {"NAME": "joe"})
 
     @pytest.mark.parametrize(
         ("name", "text", "line"),
@@ -133,6 +138,17 @@ class TestLoad:
                 f'password = "{CANARY}"\npassword = "{CANARY}"\n',
                 "a.toml: expected TOML: Cannot overwrite a value (at line 2, column 21)",
             ),
+            (
+                "a.json",
+                f'{{"password": "{CANARY}",\n "x" 1}}',
+                "a.json: expected JSON: Expecting ':' delimiter: line 2 column 6 (char 29)",
+            ),
+            (
+                "a.json",
+                f'{{"password": "{CANARY}", "password": "{CANARY}"}}',
+                "a.json: expected JSON: a key stands twice",
+            ),
+            ("a.json", "[" * 100_000, "a.json: expected JSON: nested too deep"),
             ("a.toml", "x = " + "[" * 5000, "a.toml: expected TOML: nested too deep"),
             ("a.toml", b"x = '\xff'", "a.toml: expected UTF-8, which byte 5 is not"),
             (

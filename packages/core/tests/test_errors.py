@@ -32,6 +32,7 @@ from postbus.errors import (
     TransportError,
     UnauthorizedError,
     UnsupportedError,
+    ValidationFailedError,
     WireError,
 )
 from postbus.messages import Envelope
@@ -59,6 +60,10 @@ EXAMPLES: dict[type[PostbusError], tuple[PostbusError, dict[str, Any]]] = {
         {"message": "x", "envelope": ENVELOPE, "failed": ("a",), "done": ("b",)},
     ),
     UnauthorizedError: (UnauthorizedError("x"), {"message": "x", "envelope": None}),
+    ValidationFailedError: (
+        ValidationFailedError("x", ENVELOPE),
+        {"message": "x", "envelope": ENVELOPE},
+    ),
     MetadataError: (MetadataError("x"), {}),
     WireError: (WireError("x"), {}),
     EncodeError: (EncodeError("x"), {}),
@@ -226,8 +231,7 @@ def _unreadable() -> Envelope:
         raise DecodeError("invalid_payload", "x")
 
     return Envelope.lazy(
-        b"{}",
-        load,
+        (b"{}", load, bytes),
         name="shop.order",
         kind=None,
         id=ENVELOPE.id,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import threading
 import time
 import warnings
 from datetime import UTC, datetime, timedelta
@@ -33,7 +32,7 @@ from postbus.promises import Promise
 from postbus.transports import CommonSettings, QueryClient, Reply, WireMessage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from postbus.transports import Delivery
 
@@ -118,12 +117,6 @@ class TestOrder:
         """Priorities are 0 to 9 on every transport."""
         with pytest.raises(RejectedError, match="0 to 9"):
             MemoryProducer(address=address).send(make_message(priority=priority))
-
-    def test_never_more_than_asked(self, address: str) -> None:
-        """`receive` fetches at most what it is asked for; the rest stays for others."""
-        send(address, b"1", b"2", b"3")
-        assert bodies(take(address, 2)) == [b"1", b"2"]
-        assert bodies(take(address)) == [b"3"]
 
 
 class TestDelay:
@@ -215,25 +208,6 @@ class TestProducer:
             producer.send_many([make_message()])
         assert bodies(take(address)) == [b"1"]
 
-    def test_any_thread_may_send(self, address: str) -> None:
-        """Ten threads send at once; every message arrives, each thread's in its order."""
-        producer = MemoryProducer(address=address)
-
-        def work(number: int) -> None:
-            for n in range(100):
-                producer.send(make_message(f"{number} {n}".encode()))
-
-        threads = [threading.Thread(target=work, args=(n,)) for n in range(10)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        received = bodies(take(address, 1000))
-        assert len(received) == 1000
-        for number in range(10):
-            own = [body for body in received if body.startswith(b"%d " % number)]
-            assert [f"{number} {n}".encode() for n in range(100)] == own
-
     def test_a_forked_child_starts_empty(self, address: str) -> None:
         """A child sends and receives for itself, even if the lock was held at the fork."""
         producer = MemoryProducer(address=address)
@@ -267,47 +241,8 @@ class TestQueries:
         delivery.reply(Reply(b"2"))
         assert Reply(b"1") == reply.result(0)
 
-    def test_a_late_answer_is_dropped(self, address: str) -> None:
-        """An asker who gave up is not disturbed, nor is the answerer."""
-        reply: Promise[Reply] = Promise()
-        MemoryProducer(address=address).request(make_message(b"?"), reply)
-        (delivery,) = take(address)
-        reply.reject(TimedOutError("late"))
-        delivery.reply(Reply(b"1"))
-        assert isinstance(reply.exception(), TimedOutError)
-
-    def test_what_was_sent_cannot_be_answered(self, address: str) -> None:
-        """A delivery without a reply channel refuses an answer."""
-        send(address, b"1")
-        (delivery,) = take(address)
-        assert not delivery.can_reply
-        with pytest.raises(UnsupportedError, match="reply"):
-            delivery.reply(Reply(b"1"))
-
-    def test_request_rejects_and_never_raises(self, address: str) -> None:
-        """What goes wrong with a query shows in its promise."""
-        producer = MemoryProducer(address=address)
-        producer.close()
-        reply: Promise[Reply] = Promise()
-        producer.request(make_message(), reply)
-        assert isinstance(reply.exception(), ClosedError)
-
 
 class TestSettling:
-    def test_acknowledged_it_never_comes_back(self, address: str) -> None:
-        """Closing the consumer gives back what is open, not what was acknowledged."""
-
-        async def main() -> list[bytes]:
-            consumer = MemoryConsumer(address=address)
-            send(address, b"1", b"2")
-            first, second = await receive(consumer)
-            first.ack()
-            await consumer.aclose()
-            assert (first.lost, second.lost) == (False, True)
-            return bodies(await receive(MemoryConsumer(address=address)))
-
-        assert asyncio.run(main()) == [b"2"]
-
     def test_given_back_it_returns_to_its_place(self, address: str) -> None:
         """`nack` puts a delivery before all that came after it, marked as redelivered."""
         send(address, b"1", b"2", b"3")
@@ -317,23 +252,6 @@ class TestSettling:
         again = take(address)
         assert bodies(again) == [b"1", b"2", b"3"]
         assert [delivery.redelivered for delivery in again] == [True, True, False]
-
-    @pytest.mark.parametrize("first", ["ack", "nack", "retry"])
-    @pytest.mark.parametrize("then", ["ack", "nack", "retry"])
-    def test_the_first_settlement_wins(self, address: str, first: str, then: str) -> None:
-        """However often it is settled, only the first of ack, nack and retry counts."""
-        send(address, b"1")
-        (delivery,) = take(address)
-        calls: dict[str, Callable[[], None]] = {
-            "ack": delivery.ack,
-            "nack": delivery.nack,
-            "retry": lambda: delivery.retry(make_message(b"again")),
-        }
-        calls[first]()
-        calls[then]()
-        send(address, b"last")
-        expected = {"ack": [], "nack": [b"1"], "retry": [b"again"]}
-        assert [*expected[first], b"last"] == bodies(take(address))
 
     def test_a_retry_takes_the_place_with_a_new_body(self, address: str) -> None:
         """The new message stands where the old one stood, with its reply channel."""
@@ -383,18 +301,6 @@ class TestSettling:
                 await second.settled()
 
         asyncio.run(main())
-
-    def test_any_thread_may_settle(self, address: str) -> None:
-        """Of twenty threads that give one delivery back, exactly one does."""
-        send(address, b"1")
-        (delivery,) = take(address)
-        threads = [threading.Thread(target=delivery.nack) for _ in range(20)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        send(address, b"last")
-        assert bodies(take(address)) == [b"1", b"last"]
 
     def test_at_most_once_makes_a_delivery_final(self, address: str) -> None:
         """With that guarantee nothing comes back, and asking for it is refused."""

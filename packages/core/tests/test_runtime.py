@@ -114,6 +114,7 @@ class Redelivering(MemoryTransport):
 REFUSING = Refusing()
 REDELIVERING = Redelivering()
 ONE_WAY = RecordingProducer(capabilities=Capabilities())
+ONLY_ASKS = RecordingProducer(capabilities=Capabilities(queries=True, queries_only=True))
 
 
 def address(request: pytest.FixtureRequest) -> str:
@@ -420,7 +421,14 @@ class TestRoutes:
             "enable_handler_location": False,
             "router": {"routes": {"shop.register-user": handled.append}},
         }
-        with build({"messages": [HERE], "command_bus": section}, Services()) as postbus:
+        unlocated = {"enable_handler_location": False}
+        config = {
+            "messages": [HERE],
+            "command_bus": section,
+            "event_bus": unlocated,
+            "query_bus": unlocated,
+        }
+        with build(config, Services()) as postbus:
             postbus.command_bus.dispatch(RegisterUser("Ada"))
             router: Any = postbus.routers["command_bus"]
             router.route(SendWelcome).to("send_welcome")
@@ -954,7 +962,7 @@ class TestClosing:
             """Services whose plugin closes everything."""
 
             def has(self, id_: str, /) -> bool:
-                return True
+                return id_ == "audit"
 
             def get(self, id_: str, /) -> Any:
                 postbus.close()
@@ -1150,6 +1158,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str, str]] = {
         "query_bus.router.async_switch",
         "expected a producer that brings answers back",
         "set rpc where the transport has it",
+    ),
+    "command to a producer that only asks": (
+        routed("command", "send", {"shop.register-user": ONLY_ASKS}),
+        'command_bus.router.send."shop.register-user"',
+        "expected a producer that sends, since shop.register-user is a command",
+        'leave rpc out, or write rpc = "both" on both sides',
     ),
     "no handler location": (
         {

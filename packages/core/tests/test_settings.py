@@ -403,9 +403,10 @@ BY_HAND = [
         id="a guarantee with a typo",
     ),
     pytest.param(
-        {"consumers": {"mail": {"transport": "zeromq", "retry": {"max_attempts": 5}}}},
-        "consumers.mail.retry: not available yet, got a table; leave it out",
-        id="a policy that comes later",
+        {"consumers": {"mail": {"transport": "zeromq", "retry": {"max_attempts": 0}}}},
+        "consumers.mail.retry.max_attempts: expected an integer from 1 to 1000, got 0; "
+        "leave it out for the default, 5",
+        id="a policy without an attempt",
     ),
     pytest.param(
         {"zeromq_producer": {}, "producers": {"zeromq": {"transport": "zeromq"}}},
@@ -522,13 +523,13 @@ BY_HAND = [
         id="a negative time",
     ),
     pytest.param(
-        {"stores": {"main": {"store": "sqlite"}}},
-        "stores: not available yet, got a table; leave it out",
-        id="a store",
+        {"stores": {"main": {"path": "a.db"}}},
+        "stores.main.store: required: the name of a kind of store; add 'store'",
+        id="a store of no kind",
     ),
     pytest.param(
-        {"stores": {"Main": {}}},
-        "stores: not available yet, got a table; leave it out",
+        {"stores": {"Main": {"store": "sqlite"}}},
+        "stores.Main: expected a name that matches [a-z][a-z0-9_]*, got 'Main'",
         id="a store with a wrong name",
     ),
     pytest.param(
@@ -564,7 +565,7 @@ class TestReadSettings:
         problems = problems_of(
             {
                 "producers": {"mail": {"transport": 5, "timeout": 0, "requires": ["durabel"]}},
-                "consumers": {"mail": {"transport": "zeromq", "concurrency": 0, "inbox": "x"}},
+                "consumers": {"mail": {"transport": "zeromq", "concurrency": 0, "inbox": "X"}},
                 "command_bus": {"nested": "no", "router": {"routes": {"a.b": 5, "c.d": {}}}},
                 "worker": {"shutdown_grace": "soon", "threads": 0},
                 "web_producer": {"codec": "pickle"},
@@ -1059,7 +1060,7 @@ class TestNames:
     def test_what_can_be_required_is_what_transports_declare(self) -> None:
         """`requires` offers every capability that a transport has or has not."""
         declared = {field.name for field in attrs.fields(Capabilities)}
-        assert declared - {"max_size_bytes"} == set(CAPABILITIES)
+        assert declared - {"lease", "max_size_bytes", "queries_only"} == set(CAPABILITIES)
 
     def test_core_reserves_its_own_keys(self) -> None:
         """The keys a transport cannot have for itself."""

@@ -20,7 +20,7 @@ from postbus.routers import (
 )
 from postbus.runtime import Postbus, build
 from postbus.transports import Capabilities, MessageConsumer, MessageProducer
-from postbus.worker import Worker
+from postbus.worker import NeverRetry, RetryPolicy, Worker
 
 __all__ = [
     "AsyncMessage",
@@ -39,6 +39,7 @@ __all__ = [
     "MessageKind",
     "MessageProducer",
     "MessageProducerPlugin",
+    "NeverRetry",
     "Plugin",
     "Postbus",
     "Promise",
@@ -46,6 +47,7 @@ __all__ = [
     "QueryBus",
     "QueryRouter",
     "RegexRouter",
+    "RetryPolicy",
     "ServiceLocatorPlugin",
     "Stage",
     "Worker",

@@ -6,6 +6,7 @@ business; here it is read, and `${VAR}` in it is replaced from the environment.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tomllib
@@ -48,23 +49,25 @@ class EnvironmentText(str):
 
 
 def load(path: str | os.PathLike[str], environ: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Read a `.toml`, `.yaml` or `.yml` file and replace `${VAR}` from *environ*.
+    """Read a `.toml`, `.yaml`, `.yml` or `.json` file and replace `${VAR}` from *environ*.
 
     *environ* is `os.environ` where it is left out. Blocks while it reads.
 
     Raises:
-        ConfigurationError: the file cannot be read, is no TOML or YAML, is no table, or names a
-            variable that is not set; with the line where the parser tells it.
+        ConfigurationError: the file cannot be read, is not what its name says, is no table, or
+            names a variable that is not set; with the line where the parser tells it.
     """
     file = Path(path)
     parsers: dict[str, Callable[[str, str], Any]] = {
         ".toml": _parse_toml,
+        ".json": _parse_json,
         ".yaml": _parse_yaml,
         ".yml": _parse_yaml,
     }
     parser = parsers.get(file.suffix.lower())
     if parser is None:
-        raise ConfigurationError(_one(file, "expected a name that ends in .toml, .yaml or .yml"))
+        expected = "expected a name that ends in .toml, .yaml, .yml or .json"
+        raise ConfigurationError(_one(file, expected))
     try:
         text = file.read_text(encoding="utf-8")
     except OSError as error:
@@ -90,6 +93,20 @@ def _parse_toml(text: str, path: str) -> Any:
     except (ValueError, RecursionError) as error:
         reason = "nested too deep" if isinstance(error, RecursionError) else str(error)
         raise ConfigurationError(_one(path, f"expected TOML: {reason}")) from None
+
+
+def _parse_json(text: str, path: str) -> Any:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise ValueError("a key stands twice")
+        return found
+
+    try:
+        return json.loads(text, object_pairs_hook=once)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deep" if isinstance(error, RecursionError) else str(error)
+        raise ConfigurationError(_one(path, f"expected JSON: {reason}")) from None
 
 
 def _parse_yaml(text: str, path: str) -> Any:

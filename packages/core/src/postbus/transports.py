@@ -42,16 +42,19 @@ class Capabilities:
 
     *acknowledge*: a delivery can be acknowledged after it was handled. *redeliver_on_crash*: what
     was not acknowledged comes back when the consumer dies. *durable*: an accepted message
-    survives a restart of the system. *queries*: answers come back. *retry*: a delivery can be
-    replaced by a new body. *delay*: the resolution of delayed sending in seconds, None for none.
-    *priority*, *expiry*: honoured. *ordering*: first in, first out. *max_size_bytes*: the
-    largest body, None for no limit. *inspect*, *purge*: waiting messages can be listed, removed.
+    survives a restart of the system. *queries*: answers come back. *queries_only*: what wants
+    no answer is refused. *retry*: a delivery can be replaced by a new body. *delay*: the
+    resolution of delayed sending in seconds, None for none. *priority*, *expiry*: honoured.
+    *ordering*: first in, first out. *max_size_bytes*: the largest body, None for no limit.
+    *inspect*, *purge*: waiting messages can be listed, removed. *lease*: the seconds for which a
+    consumer has a delivery unless it extends that, None for no end.
     """
 
     acknowledge: bool = False
     redeliver_on_crash: bool = False
     durable: bool = False
     queries: bool = False
+    queries_only: bool = False
     retry: bool = False
     delay: float | None = None
     priority: bool = False
@@ -60,6 +63,7 @@ class Capabilities:
     max_size_bytes: int | None = None
     inspect: bool = False
     purge: bool = False
+    lease: float | None = None
 
 
 class WireMessage(msgspec.Struct):
@@ -147,8 +151,9 @@ class QueryClient(Protocol):
     def request(self, message: WireMessage, reply: Promise[Reply]) -> None:
         """Send a query and settle *reply* when its answer comes.
 
-        Returns at once and raises nothing: what goes wrong rejects *reply*. Any thread. An
-        answer that comes late is dropped. The deadline is the caller's.
+        Returns at once and raises nothing: what goes wrong rejects *reply*, and so does the
+        close of the producer, with `ClosedError`. Any thread. An answer that comes late is
+        dropped. The deadline is the caller's.
         """
 
 
@@ -204,7 +209,7 @@ class Delivery(ABC):
         raise self._unsupported("retry")
 
     def reply(self, reply: Reply) -> None:
-        """Answer the query.
+        """Answer the query; the first answer counts.
 
         Raises:
             UnsupportedError: this delivery carries no reply channel.

@@ -36,6 +36,7 @@ class MemoryProducer(MessageProducer):
         self.capabilities: Capabilities = capabilities_of(max_size_bytes)
         self._queue = queue_of(address)
         self._capacity = capacity
+        self._asked: set[Promise[Reply]] = set()
         self._closed = False
 
     def send_many(self, messages: Sequence[WireMessage]) -> None:
@@ -71,6 +72,8 @@ class MemoryProducer(MessageProducer):
 
     def request(self, message: WireMessage, reply: Promise[Reply]) -> None:
         """Send a query; its delivery's `reply` settles *reply*. Raises nothing."""
+        self._asked.add(reply)
+        reply.add_done_callback(self._asked.discard)
         try:
             self._add(message, reply)
         except TransportError as error:
@@ -83,5 +86,10 @@ class MemoryProducer(MessageProducer):
         self._queue.add(message, self._capacity, reply)
 
     def close(self) -> None:
-        """Refuse further messages; what was sent stays for the consumers. Idempotent."""
+        """Refuse further messages and reject the queries that wait. Idempotent.
+
+        What was sent stays for the consumers.
+        """
         self._closed = True
+        for reply in tuple(self._asked):
+            reply.reject(ClosedError(f"{self._queue.source}: closed before the answer came"))

@@ -14,6 +14,7 @@ from postbus.runtime._closing import close_all
 from postbus.runtime._postbus import Postbus
 from postbus.runtime._sections import make_producers, prepare_consumers
 from postbus.runtime._services import Wiring, as_services
+from postbus.runtime._stores import check_stores, make_stores
 from postbus.settings import mask, read_settings
 from postbus.settings._masking import join
 
@@ -64,6 +65,8 @@ def build(
     producers = make_producers(settings.producers, problems)
     consumers = prepare_consumers(settings.consumers, problems)
     errors = _registered_errors(settings.errors, problems)
+    stores = make_stores(settings.stores, problems)
+    problems += check_stores(settings, consumers, catalog)
     wiring = Wiring(producers, _looked_up_in(services, problems), _broken_producers(problems))
     problems += check_buses(settings, catalog, wiring, complete=complete)
     if problems:
@@ -73,7 +76,7 @@ def build(
         except Exception as error:
             raise refused from error
         raise refused
-    return Postbus(settings, catalog, producers, consumers, wiring, errors)
+    return Postbus(settings, catalog, producers, consumers, stores, wiring, errors)
 
 
 def _add_messages(
@@ -86,7 +89,8 @@ def _add_messages(
             for problem in error.problems:
                 advice = problem.suggestion or "correct the module, or its name here"
                 expected = f"expected {mask(problem.expected)}"
-                problems.append(Problem(f"messages[{index}]", problem.value, expected, advice))
+                path = f"messages[{index}]"
+                problems.append(Problem(path, problem.value, expected, advice, rule="messages"))
 
 
 def _looked_up_in(
@@ -117,14 +121,17 @@ def _registered_errors(
             found = _imported(name)
         except Exception as error:  # noqa: BLE001  a module may raise anything while it is imported
             expected = f"expected an exception class ({type(error).__name__}: {mask(str(error))})"
-            problems.append(Problem(path, repr(name), expected, "write package.module:Class"))
+            advice = "write package.module:Class"
+            problems.append(Problem(path, repr(name), expected, advice, rule="error-class"))
             continue
         if not (isinstance(found, type) and issubclass(found, Exception)):
             advice = "name a class derived from Exception"
-            problems.append(Problem(path, repr(name), "expected an exception class", advice))
+            expected = "expected an exception class"
+            problems.append(Problem(path, repr(name), expected, advice, rule="error-class"))
         elif registered.setdefault(found, code) != code:
             expected = f"expected one code for a class, and it has {registered[found]!r}"
-            problems.append(Problem(path, repr(name), expected, "remove one of the two"))
+            advice = "remove one of the two"
+            problems.append(Problem(path, repr(name), expected, advice, rule="error-class"))
     return registered
 
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from postbus.settings import BusSettings, PostbusSettings, RouterSettings
 
 
+ONLY_ASKS = 'leave rpc out, or write rpc = "both" on both sides where the transport has it'
+
 MAIN_BUSES = {
     "command_bus": MessageKind.COMMAND,
     "event_bus": MessageKind.EVENT,
@@ -99,18 +101,21 @@ class BusCheck:
             if known.kind is not self.kind:
                 is_one = f"{known.name} is {_a(known.kind)}"
                 expected = f"expected the name of {_a(self.kind)}, {is_one}"
-                yield Problem(entry.path, "", expected, f"route it on the {known.kind} bus")
+                advice = f"route it on the {known.kind} bus"
+                yield Problem(entry.path, "", expected, advice, rule="unknown-message")
             return
         own = [each.name for each in self.catalog if each.kind is self.kind]
         add = "add its module to `messages`" if self.complete else "correct `messages` first"
         if syntax != "regex" and "*" not in key:
             expected = f"expected the name of {_a(self.kind)} in the catalogue"
-            yield Problem(entry.path, "", expected, nearest(key, own) or add)
+            advice = nearest(key, own) or add
+            yield Problem(entry.path, "", expected, advice, rule="unknown-message")
             return
         alone = matcher(key, syntax)
         if alone is not None and not any(alone.handlers(name) for name in own):
             expected = f"expected a pattern that matches {_a(self.kind)} in the catalogue"
-            yield Problem(entry.path, "", expected, nearest(key, own) or f"correct it, or {add}")
+            advice = nearest(key, own) or f"correct it, or {add}"
+            yield Problem(entry.path, "", expected, advice, rule="unmatched-pattern")
 
     def _service_problems(self) -> Iterator[Problem]:
         settings = self.settings
@@ -120,10 +125,15 @@ class BusCheck:
                 yield problem
             elif (known := self.wiring.known(id_)) is not None and not hasattr(known, "attach"):
                 expected = "expected a plugin, which has attach(bus)"
-                yield Problem(path, repr(id_), expected, "name the id of a plugin")
-        if settings.unit_of_work is not None:
-            path = f"{self.path}.unit_of_work"
-            problem = id_problem(settings.unit_of_work, path, self.wiring, "a unit of work")
+                advice = "name the id of a plugin"
+                yield Problem(path, repr(id_), expected, advice, rule="wrong-service")
+        for key, named, what in (
+            ("unit_of_work", settings.unit_of_work, "a unit of work"),
+            ("message_factory", settings.message_factory, "a message factory"),
+        ):
+            if named is None:
+                continue
+            problem = id_problem(named, f"{self.path}.{key}", self.wiring, what)
             if problem is not None:
                 yield problem
 
@@ -153,7 +163,8 @@ class BusCheck:
             return ask()
         except RoutingError as error:
             advice = "make one pattern narrower, or route the name itself"
-            problems.append(Problem(f"{self.path}.router.{table}", "", str(error), advice))
+            path = f"{self.path}.router.{table}"
+            problems.append(Problem(path, "", str(error), advice, rule="ambiguous-route"))
             return ()
 
     def _send_problem(self, name: str, target: Target) -> Problem | None:
@@ -167,17 +178,26 @@ class BusCheck:
                 return None
         if not _sends(to):
             advice = "name it under `routes`, or send to producers.NAME"
-            return Problem(path, "", "expected a message producer to send to", advice)
+            expected = "expected a message producer to send to"
+            return Problem(path, "", expected, advice, rule="wrong-service")
         if self.kind is MessageKind.QUERY and not isinstance(to, type) and not answers(to):
             expected = f"expected a producer that brings answers back, since {name} is a query"
             advice = "set rpc where the transport has it, or choose a transport with queries"
-            return Problem(path, "", expected, advice)
+            return Problem(path, "", expected, advice, rule="capability")
+        if self.kind is not MessageKind.QUERY and not isinstance(to, type) and only_asks(to):
+            expected = f"expected a producer that sends, since {name} is {_a(self.kind)}"
+            return Problem(path, "", expected, ONLY_ASKS, rule="capability")
         return None
 
 
 def answers(producer: Any) -> bool:
     """Tell whether queries can go to *producer*."""
     return producer.capabilities.queries and isinstance(producer, QueryClient)
+
+
+def only_asks(producer: Any) -> bool:
+    """Tell whether *producer* takes queries and nothing else (Z02)."""
+    return bool(producer.capabilities.queries_only)
 
 
 def target_problems(
@@ -198,7 +218,8 @@ def target_problems(
             continue
         if not located and not id_.startswith(PRODUCERS):
             expected = "ids are not looked up, since enable_handler_location is false"
-            yield Problem(where, show(id_), expected, "give the object itself")
+            advice = "give the object itself"
+            yield Problem(where, show(id_), expected, advice, rule="unknown-id")
         elif (problem := id_problem(id_, where, wiring)) is not None:
             yield problem
 
@@ -210,7 +231,8 @@ def id_problem(id_: str, path: str, wiring: Wiring, what: str = "a service") -> 
     if id_.startswith(PRODUCERS):
         what = "a producer"
     advice = nearest(id_, wiring.ids()) or f"add {what} with this id"
-    return Problem(path, show(id_), f"expected the id of {what}", advice)
+    expected = f"expected the id of {what}"
+    return Problem(path, show(id_), expected, advice, rule="unknown-id")
 
 
 def _sends(to: Any) -> bool:

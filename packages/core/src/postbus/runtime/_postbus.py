@@ -11,12 +11,15 @@ from postbus.buses import CommandBus, EventBus, QueryBus
 from postbus.errors import ClosedError, ConfigurationError, Problem
 from postbus.runtime._checks import MAIN_BUSES, bus_sections, check_buses, path_of
 from postbus.runtime._closing import aclose_all, close_all
+from postbus.runtime._project import Project
+from postbus.runtime._routing import make_router
+from postbus.runtime._stores import delayed_producers, policy_of, rules_of, schedule_of
 from postbus.runtime._wire import wire
 from postbus.settings import nearest
-from postbus.worker import ConsumerRun, Worker
+from postbus.worker import ConsumerRun, Limits, Sending, Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
+    from collections.abc import Generator, Mapping, Sequence
     from types import TracebackType
 
     from postbus.buses import Plugin
@@ -25,8 +28,10 @@ if TYPE_CHECKING:
     from postbus.runtime._sections import Prepared
     from postbus.runtime._services import Wiring
     from postbus.runtime._wire import Wired
-    from postbus.settings import ConsumerSection, PostbusSettings
+    from postbus.settings import ConsumerSection, PostbusSettings, WorkerSettings
+    from postbus.stores import ScheduleStore, Store
     from postbus.transports import MessageProducer
+    from postbus.worker import RetryRule
 
 P = TypeVar("P", bound="MessageProducer")
 
@@ -45,6 +50,7 @@ class Postbus:
         catalog: MessageCatalog,
         producers: dict[str, MessageProducer],
         consumers: dict[str, Prepared[ConsumerSection]],
+        stores: dict[str, Store],
         wiring: Wiring,
         errors: Mapping[type[BaseException], str],
     ) -> None:
@@ -54,6 +60,8 @@ class Postbus:
         self._producers = producers
         self._own_producers = tuple(producers.values())
         self._consumers = consumers
+        self._stores = stores
+        self._later = delayed_producers(settings.producers, producers, stores)
         self._wiring = wiring
         self._errors = errors
         self._wired: dict[str, Wired] = {}
@@ -76,6 +84,16 @@ class Postbus:
         """
         self._refuse_closed()
         return MappingProxyType(self._producers)
+
+    @property
+    def stores(self) -> Mapping[str, Store]:
+        """The stores by name; read-only.
+
+        Raises:
+            ClosedError: after `close()`.
+        """
+        self._refuse_closed()
+        return MappingProxyType(self._stores)
 
     @property
     def routers(self) -> Mapping[str, Router]:
@@ -140,19 +158,63 @@ class Postbus:
         """
         return self._wire(name).bus
 
-    def worker(self) -> Worker:
+    def worker(
+        self,
+        *,
+        rules: Sequence[RetryRule] = (),
+        limits: Limits | None = None,
+        consumers: Sequence[str] | None = None,
+    ) -> Worker:
         """Return a new worker over every consumer of the configuration; it closes them.
 
         It dispatches what it receives on the command, event and query bus.
 
+        Args:
+            rules: when failed messages are handled again; they count before those of the
+                configuration, and can speak of exceptions.
+            limits: when it ends by itself, in the place of what `[postbus.worker]` says.
+            consumers: the names of those it is for. Default: all of them.
+
         Raises:
-            ConfigurationError: there is no consumer.
+            ConfigurationError: there is no consumer, or none of a given name.
             ClosedError: after `close()`.
         """
         buses = {kind: self.bus(name) for name, kind in MAIN_BUSES.items()}
-        runs = [_run(name, prepared) for name, prepared in self._consumers.items()]
-        grace = self._settings.worker.shutdown_grace
-        return Worker(buses, runs, self._catalog, shutdown_grace=grace)
+        names = self._consumers if consumers is None else dict.fromkeys(consumers)
+        runs = [_run(name, self._consumer(name), self._stores, rules) for name in names]
+        return Worker(
+            buses,
+            runs,
+            self._catalog,
+            shutdown_grace=self._settings.worker.shutdown_grace,
+            limits=_limits(self._settings.worker) if limits is None else limits,
+            sending=Sending(
+                producers=self._producers, later=self._later, schedules=self._schedules()
+            ),
+            health=self._settings.worker.health,
+        )
+
+    def _consumer(self, name: str) -> Prepared[ConsumerSection]:
+        if name not in self._consumers:
+            advice = nearest(name, self._consumers) or f"add [postbus.consumers.{name}]"
+            expected = "expected the name of a consumer"
+            raise ConfigurationError([Problem(f"consumers.{name}", "", expected, advice)])
+        return self._consumers[name]
+
+    def _schedules(self) -> list[tuple[ScheduleStore, list[str]]]:
+        """Return where delayed messages wait, and for which producers."""
+        names: dict[str, list[str]] = {}
+        for name, section in self._settings.producers.items():
+            if section.schedule is not None:
+                names.setdefault(section.schedule, []).append(name)
+        return [(self._stores[store].schedule, own) for store, own in names.items()]
+
+    def _delayed(self, producer: MessageProducer) -> MessageProducer | None:
+        """Return what delays messages for *producer*, None where it can, or nothing does."""
+        if producer.capabilities.delay is not None:
+            return None
+        names = (name for name, known in self._producers.items() if known is producer)
+        return next((self._later[name] for name in names if name in self._later), None)
 
     def check(self) -> None:
         """Check again that every route, id and capability holds, as `build` did.
@@ -165,6 +227,32 @@ class Postbus:
         problems = check_buses(self._settings, self._catalog, self._wiring)
         if problems:
             raise ConfigurationError(problems)
+
+    def project(self) -> Project:
+        """Return what all of this amounts to, for whoever describes or judges it.
+
+        Makes no service. A bus that was wired already is described with the routes it has now.
+
+        Raises:
+            ClosedError: after `close()`.
+        """
+        self._refuse_closed()
+        return Project(
+            settings=self._settings,
+            catalog=self._catalog,
+            wiring=self._wiring,
+            producers=dict(self._producers),
+            consumers=dict(self._consumers),
+            routers={name: self._router(name) for name in self._sections},
+        )
+
+    def _router(self, name: str) -> Router:
+        if (wired := self._wired.get(name)) is not None:
+            return wired.router
+        section = self._sections[name]
+        return make_router(
+            type(section).kind, section.router, self._catalog, f"{path_of(name)}.router", []
+        )
 
     @contextmanager
     def replacing(self, name: str, producer: P) -> Generator[P]:
@@ -194,11 +282,21 @@ class Postbus:
         Where producers fail to close, the others are closed all the same; the first failure is
         raised then.
         """
-        close_all(self._begin_close())
+        try:
+            close_all(self._begin_close())
+        finally:
+            self._close_stores()
 
     async def aclose(self) -> None:
         """Do what `close` does without blocking the loop."""
-        await aclose_all(self._begin_close())
+        try:
+            await aclose_all(self._begin_close())
+        finally:
+            self._close_stores()
+
+    def _close_stores(self) -> None:
+        for store in self._stores.values():
+            store.close()
 
     def __enter__(self) -> Self:
         """Return itself; leaving closes it."""
@@ -268,6 +366,8 @@ class Postbus:
             # Without our lock: services and plugins have locks of their own, and may hold them
             # while they ask for a bus. So two threads may both come here, and the first one wins.
             wired = wire(name, self._settings, self._catalog, self._wiring, self._errors)
+            if self._later:
+                wired.bus.delay_with(self._delayed)
         finally:
             self._making.remove(making)
         with self._lock:
@@ -281,8 +381,24 @@ def _closed() -> ClosedError:
     return ClosedError("this postbus is closed: build a new one")
 
 
-def _run(name: str, prepared: Prepared[ConsumerSection]) -> ConsumerRun:
+def _limits(settings: WorkerSettings) -> Limits:
+    return Limits(
+        max_messages=settings.max_messages,
+        max_runtime=settings.max_runtime,
+        max_memory_bytes=settings.max_memory_bytes,
+        stop_when_empty=settings.stop_when_empty,
+        stop_on_error=settings.stop_on_error,
+    )
+
+
+def _run(
+    name: str,
+    prepared: Prepared[ConsumerSection],
+    stores: Mapping[str, Store],
+    rules: Sequence[RetryRule],
+) -> ConsumerRun:
     section, consumer = prepared.section, prepared.consumer()
+    failures, inbox = stores.get(section.failure_store or ""), stores.get(section.inbox or "")
     return ConsumerRun(
         name=name,
         consumer=consumer,
@@ -291,4 +407,10 @@ def _run(name: str, prepared: Prepared[ConsumerSection]) -> ConsumerRun:
         unknown_fields=section.unknown_fields,
         # A transport may have a limit of its own, which then is what senders were told.
         max_size_bytes=consumer.capabilities.max_size_bytes or section.max_size_bytes,
+        time_limit=section.time_limit,
+        retry=None if section.retry is None else policy_of(section.retry),
+        rules=(*rules, *rules_of(section)),
+        failure_store=None if failures is None else failures.failures,
+        schedule=schedule_of(section, stores),
+        inbox=None if inbox is None else inbox.inbox,
     )

@@ -87,7 +87,9 @@ def make_router(
         before = first.setdefault((entry.leaves, name), entry)
         if before is not entry and kind is not MessageKind.EVENT:
             expected = f"{name} is routed already, by {before.path}"
-            problems.append(Problem(entry.path, "", expected, "remove one of the two"))
+            problems.append(
+                Problem(entry.path, "", expected, "remove one of the two", rule="ambiguous-route")
+            )
         else:
             target = _target(entry, timeouts or {})
             tables[entry.leaves].setdefault(name, []).append(target)

@@ -123,7 +123,7 @@ def attempt(make: Callable[[], T], path: str, problems: list[Problem]) -> T | No
         problems += error.problems
     except PostbusError as error:
         advice = "change the section, or choose another transport"
-        problems.append(Problem(path, "", mask(str(error)), advice))
+        problems.append(Problem(path, "", mask(str(error)), advice, rule="capability"))
     return None
 
 
@@ -142,11 +142,12 @@ def _unmet(
     if reason:
         path = f"{section.path}.guarantee"
         advice = "leave guarantee out, or choose a transport that can"
-        problems.append(Problem(path, repr(section.guarantee), reason, advice))
+        problems.append(Problem(path, repr(section.guarantee), reason, advice, rule="capability"))
     for index, name in enumerate(section.requires):
         # A delay is a resolution in seconds, or None; the others are True or False.
         if getattr(capabilities, name) in {False, None}:
             path = f"{section.path}.requires[{index}]"
             expected = f"{section.transport} does not have it as configured"
-            problems.append(Problem(path, repr(name), expected, "choose a transport that has it"))
+            advice = "choose a transport that has it"
+            problems.append(Problem(path, repr(name), expected, advice, rule="capability"))
     return problems

@@ -9,7 +9,7 @@ import attrs
 
 from postbus.buses import CommandBus, EventBus, QueryBus
 from postbus.errors import ConfigurationError, Problem
-from postbus.plugins import ServiceLocatorPlugin
+from postbus.plugins import MessageFactoryPlugin, ServiceLocatorPlugin
 from postbus.runtime._checks import bus_sections, path_of
 from postbus.runtime._routing import make_router
 from postbus.runtime._services import PRODUCERS
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from postbus.settings import BusSettings, PostbusSettings
 
 AnyBus: TypeAlias = CommandBus | EventBus | QueryBus
+
+# The service that makes messages of mappings where a bus names no other.
+MESSAGE_FACTORY = "message_factory"
 
 
 @attrs.frozen
@@ -43,12 +46,12 @@ def wire(
     wiring: Wiring,
     errors: Mapping[type[BaseException], str],
 ) -> Wired:
-    """Return the bus called *name*: plugins in their order, then router, services, unit of work.
+    """Return the bus called *name*: plugins in order, router, services, message factory.
 
-    Makes its plugins, and no handler.
+    Makes its plugins and its message factory, and no handler.
 
     Raises:
-        ConfigurationError: a plugin is none.
+        ConfigurationError: a plugin is none, or a message factory cannot be called.
     """
     section = bus_sections(settings)[name]
     bus = _make_bus(section, catalog, errors, settings.worker.threads)
@@ -62,6 +65,9 @@ def wire(
     bus.attach_router(router)
     located = wiring if section.enable_handler_location else wiring.only_producers()
     bus.utilize(ServiceLocatorPlugin(located))
+    if section.message_factory is not None or located.has(MESSAGE_FACTORY):
+        id_ = section.message_factory or MESSAGE_FACTORY
+        bus.utilize(_message_factory(id_, f"{path_of(name)}.message_factory", wiring))
     if section.unit_of_work is not None:
         bus.unit_of_work(partial(wiring.open_unit, section.unit_of_work))
     return Wired(bus, router, plugins)
@@ -99,3 +105,12 @@ def _plugins(section: BusSettings, path: str, wiring: Wiring) -> tuple[Plugin, .
     if problems:
         raise ConfigurationError(problems)
     return plugins
+
+
+def _message_factory(id_: str, path: str, wiring: Wiring) -> MessageFactoryPlugin:
+    factory = wiring.get(id_)
+    if not callable(factory):
+        expected = f"expected a callable (name, data), it is a {type(factory).__name__}"
+        advice = "name the id of a message factory"
+        raise ConfigurationError([Problem(path, repr(id_), expected, advice)])
+    return MessageFactoryPlugin(factory)

@@ -62,8 +62,10 @@ class BusSettings:
     )
     message_factory: str | None = setting(
         None,
-        available=False,
-        doc="The service id of what makes messages of names and data.",
+        pattern=r"\S+",
+        expected="the id of a service",
+        doc="The service id of a callable (name, data) that makes a message of a mapping with a "
+        "`message_name`. Unset: the service `message_factory`, where there is one.",
     )
 
 

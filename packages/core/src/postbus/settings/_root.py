@@ -74,7 +74,10 @@ class PostbusSettings:
         read=read_buses,
     )
     stores: dict[str, StoreSection] = setting(
-        attrs.Factory(dict), available=False, names=NAME, doc="Where messages are kept, by name."
+        attrs.Factory(dict),
+        names=NAME,
+        doc="Where messages are kept, by name: those that failed, that wait, that were handled. "
+        "Empty: nowhere.",
     )
     worker: WorkerSettings = setting(attrs.Factory(WorkerSettings), doc="How a worker runs.")
     errors: dict[str, str] = setting(

@@ -14,15 +14,17 @@ from typing import Any, ClassVar, Literal
 import attrs
 
 from postbus.settings._fields import keys_of, path_field, rest, setting
-from postbus.settings._routes import LONGEST_WAIT, EventRouterSettings, reader_of
+from postbus.settings._routes import LONGEST_WAIT, NAME, EventRouterSettings, reader_of
 
 __all__ = [
     "CAPABILITIES",
     "RESERVED_CONSUMER_KEYS",
     "RESERVED_PRODUCER_KEYS",
+    "RESERVED_STORE_KEYS",
     "ConsumerSection",
     "ProducerSection",
     "RetrySettings",
+    "RuleSettings",
     "StoreSection",
     "WorkerSettings",
 ]
@@ -96,6 +98,15 @@ def _max_size_bytes() -> Any:
     )
 
 
+def _store(what_for: str) -> Any:
+    return setting(
+        None,
+        pattern=NAME,
+        expected="the name of a store",
+        doc=f"The store, a section of `stores`, {what_for}",
+    )
+
+
 @attrs.frozen(kw_only=True)
 class ProducerSection:
     """`[postbus.producers.NAME]`: where messages are sent to.
@@ -125,8 +136,9 @@ class ProducerSection:
         "everything to this producer.",
         read=reader_of(EventRouterSettings),
     )
-    schedule: str | None = setting(
-        None, available=False, doc="The store that keeps delayed messages until they are due."
+    schedule: str | None = _store(
+        "that keeps messages dispatched with a delay until a worker sends them, where the "
+        "transport cannot delay. Unset: such a dispatch is refused."
     )
     outbox: str | None = setting(
         None, available=False, doc="The store that messages are committed to before they leave."
@@ -139,11 +151,43 @@ class ProducerSection:
 class RetrySettings:
     """How often and when a failed message is handled again."""
 
-    max_attempts: int = setting(5, available=False, doc="Attempts in all, the first included.")
-    initial_delay: float = setting(0.5, available=False, doc="Seconds before the second attempt.")
-    multiplier: float = setting(2.0, available=False, doc="Factor from one delay to the next.")
-    max_delay: float = setting(60.0, available=False, doc="The longest delay, in seconds.")
-    jitter: float = setting(0.1, available=False, doc="Share of a delay that is random.")
+    max_attempts: int = setting(
+        5,
+        minimum=1,
+        maximum=1000,
+        doc="Attempts in all, the first included. 5: with the other defaults some seconds, which "
+        "outlast a restart of what a handler needs.",
+    )
+    initial_delay: float = setting(
+        0.5, minimum=0, maximum=LONGEST_WAIT, doc="Seconds before the second attempt."
+    )
+    multiplier: float = setting(
+        2.0, minimum=1, maximum=1000, doc="Factor from one delay to the next."
+    )
+    max_delay: float = setting(
+        60.0, minimum=0, maximum=LONGEST_WAIT, doc="The longest delay, in seconds."
+    )
+    jitter: float = setting(
+        0.1,
+        minimum=0,
+        maximum=1,
+        doc="The share of a delay by which chance shortens it, so that what failed together does "
+        "not come back together.",
+    )
+
+
+@attrs.frozen(kw_only=True)
+class RuleSettings:
+    """Another policy for the messages of some names; the first rule that matches counts."""
+
+    match: str = setting(
+        pattern=r"\S+",
+        expected="the name of a message, or a pattern of such names",
+        doc="The name, or a glob over its segments, such as `shop.report.*`.",
+    )
+    retry: RetrySettings = setting(
+        doc="How they are handled again; what it leaves out has the usual default."
+    )
 
 
 @attrs.frozen(kw_only=True)
@@ -190,22 +234,31 @@ class ConsumerSection:
         "trip, and a stop stays short.",
     )
     time_limit: float | None = setting(
-        None, available=False, doc="Seconds that a handler may run. Unset: no limit."
+        None,
+        above=0,
+        maximum=LONGEST_WAIT,
+        doc="Seconds that handling a message may take. Then an asyncio handler is cancelled; one "
+        "in a thread goes on, and has failed all the same. Unset: no limit.",
     )
-    inbox: str | None = setting(
-        None, available=False, doc="The store that knows what was handled already."
+    inbox: str | None = _store(
+        "that knows what was handled already, so that a message that comes again is not handled "
+        "again. Unset: none, and a message may be handled twice."
     )
-    failure_store: str | None = setting(
-        None, available=False, doc="The store that keeps what could not be handled."
+    failure_store: str | None = _store(
+        "that keeps what could not be handled. Unset: none; a failed message is given back after "
+        "a pause, again and again."
     )
-    schedule: str | None = setting(
-        None, available=False, doc="The store that keeps retries until they are due."
+    schedule: str | None = _store(
+        "that keeps retries until they are due, where the transport cannot. Unset: that of "
+        "`failure_store`."
     )
     retry: RetrySettings | None = setting(
-        None, available=False, doc="How failed messages are handled again. Unset: not at all."
+        None, doc="How failed messages are handled again. Unset: not at all."
     )
-    rules: list[dict[str, Any]] = setting(
-        attrs.Factory(list), available=False, doc="Other policies for some names."
+    rules: list[RuleSettings] = setting(
+        attrs.Factory(list),
+        doc="Other policies for some names; the first that matches counts. Empty: `retry` is for "
+        "all.",
     )
     forward: dict[str, str] = setting(
         attrs.Factory(dict), available=False, doc="Producers that take received names onward."
@@ -222,10 +275,22 @@ RESERVED_CONSUMER_KEYS = frozenset(key.name for key in keys_of(ConsumerSection))
 
 @attrs.frozen(kw_only=True)
 class StoreSection:
-    """`[postbus.stores.NAME]`: where messages are kept. Not available yet."""
+    """`[postbus.stores.NAME]`: where messages are kept.
 
-    store: str = setting(available=False, doc="Which kind of store.")
+    *options* are the keys of the store's own settings class; *path* is where the section stood.
+    """
+
+    store: str = setting(
+        pattern=TRANSPORT_NAME,
+        expected="the name of a kind of store",
+        doc="Which kind: `sqlite`, `memory`, … Required: there is no obvious one.",
+    )
     options: dict[str, Any] = rest(doc="Every other key: the store's own.")
+    path: str = path_field()
+
+
+#: Keys of a store's section that core reads itself.
+RESERVED_STORE_KEYS = frozenset(key.name for key in keys_of(StoreSection))
 
 
 @attrs.frozen(kw_only=True)
@@ -246,6 +311,34 @@ class WorkerSettings:
         doc="Threads for plain handlers. Default: the number of processors plus 4, at most 32, "
         "as Python's own pool has it.",
     )
+    max_messages: int | None = setting(
+        None,
+        minimum=0,
+        doc="The worker ends when it has handled this many. Unset: never.",
+    )
+    max_runtime: float | None = setting(
+        None,
+        minimum=0,
+        maximum=LONGEST_WAIT,
+        doc="The worker ends after this many seconds. Unset: never.",
+    )
+    max_memory_bytes: int | None = setting(
+        None,
+        minimum=0,
+        doc="The worker ends when its process holds more. Unset: never.",
+    )
+    stop_when_empty: bool = setting(
+        default=False,
+        doc="True: the worker ends when nothing waits any more. False: it waits for more.",
+    )
+    stop_on_error: bool = setting(
+        default=False,
+        doc="True: the worker ends with an error when a message fails. False: it goes on.",
+    )
     health: str | None = setting(
-        None, available=False, doc="The address that answers whether the worker is well."
+        None,
+        pattern=r"(\[[0-9a-fA-F:.]+\]|[^\s:]+):\d{1,5}",
+        expected="HOST:PORT",
+        doc="Where `/live` and `/ready` are answered over HTTP, without authentication. Unset: "
+        "nowhere.",
     )
