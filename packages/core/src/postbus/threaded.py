@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Action", "BlockingClient", "Received", "Settlement", "ThreadedConsumer"]
 
 T = TypeVar("T")
-logger = logging.getLogger("postbus.threaded")
+logger: logging.Logger = logging.getLogger("postbus.threaded")
 
 # What a poll may block while settlements can be asked meanwhile, for clients that `wake` cannot
 # interrupt: short against any handler, long enough to cost nothing.
@@ -162,12 +162,12 @@ class _ThreadedDelivery(Delivery):
         )
         self._consumer = consumer
         self._reply = received.can_reply
-        self.receipt = received.receipt
+        self.receipt: Any = received.receipt
         # Whether ack, nack or retry was asked: the first of them wins.
-        self.is_final = False
+        self.is_final: bool = False
         # So it is with answers.
-        self.is_answered = False
-        self.unfinished = 0
+        self.is_answered: bool = False
+        self.unfinished: int = 0
         self.error: TransportError | None = None
         self.promise: Promise[None] | None = None
 

@@ -85,7 +85,7 @@ class Link:
         self, under_test: TransportUnderTest, on_refusal: Callable[[], None] | None = None
     ) -> None:
         self.under_test = under_test
-        self.patience = under_test.patience
+        self.patience: float = under_test.patience
         self._sides = Sides(under_test.transport, under_test.producer, under_test.consumer)
         self._on_refusal = on_refusal
         self._stack = ExitStack()
