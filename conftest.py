@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -90,11 +90,12 @@ def pytest_report_header() -> list[str]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Name what this machine lacks: the tests that need it did not run."""
-    reasons = Counter(
-        report.longrepr[2].removeprefix("Skipped: ")
-        for report in terminalreporter.getreports("skipped")
-        if isinstance(report.longrepr, tuple)
-    )
+    reasons: Counter[str] = Counter()
+    for report in terminalreporter.getreports("skipped"):
+        said: object = report.longrepr
+        if isinstance(said, tuple):
+            _, _, reason = cast("tuple[str, int, str]", said)
+            reasons[reason.removeprefix("Skipped: ")] += 1
     if reasons:
         terminalreporter.section("not run here")
         for reason, tests in sorted(reasons.items()):
