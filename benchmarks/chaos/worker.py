@@ -44,7 +44,6 @@ LISTENERS = ("first", "second", "third")
 SABOTAGE = ("ack-early", "drop-nack", "no-inbox", "no-confirm")
 LEASE = 2.0
 CONCURRENCY = 8
-BATCH = 500
 # How long nothing may happen before what is missing counts as lost: many leases.
 PATIENCE = 15 * LEASE
 # Every so many-th end of a worker is a request to stop at once instead of a kill.
@@ -279,7 +278,7 @@ def expected(n: int) -> set[str]:
 
 
 def send_all(shop: Shop, n: int) -> int:
-    """Send *n* messages, in batches, and note each batch that was accepted."""
+    """Send *n* messages and return how many were accepted."""
     config = {"path": str(shop.folder / "queue"), "sync": False}
     sent = 0
     with FilesContainer(config=config) as files:

@@ -220,6 +220,30 @@ class TestProducer:
 
         assert b"\r\n2\r\n" in own_server.talk(*[b"reserve-with-timeout 0"] * 2)
 
+    def test_a_send_that_waited_behind_the_close_is_refused(
+        self, producer: MakeProducer, message: MakeMessage
+    ) -> None:
+        """It must not open a connection that nobody closes."""
+        sender = producer()
+        sender.send(message())
+        errors: list[Exception] = []
+
+        def send() -> None:
+            try:
+                sender.send(message())
+            except TransportError as error:
+                errors.append(error)
+
+        with sender._lock:
+            thread = threading.Thread(target=send)
+            thread.start()
+            sender._is_closed = True
+            sender._disconnect()
+        thread.join()
+
+        assert [ClosedError] == [type(error) for error in errors]
+        assert sender._connection is None
+
     def test_a_server_that_does_not_answer_is_given_up(self, message: MakeMessage) -> None:
         """After `io_timeout`, with what nobody can know: whether it has the job."""
         with socket.create_server(("127.0.0.1", 0)) as silent:

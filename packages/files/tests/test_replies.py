@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -178,6 +179,50 @@ class TestAnswers:
 
         assert isinstance(reply.exception(), RejectedError if body else TransportError)
         sender.close()
+
+
+class TestClose:
+    def test_an_answer_that_comes_meanwhile_is_no_failure(
+        self, producer: MakeProducer, message: MakeMessage, path: Path
+    ) -> None:
+        """Whoever answers does not know that nobody waits any more."""
+        sender = producer()
+        reply = ask(sender, message())
+        (own,) = (path / "replies").iterdir()
+
+        def answer_late(_: Promise[Reply]) -> None:
+            (own / "a folder").mkdir()
+
+        reply.add_done_callback(answer_late)
+        sender.close()
+
+        assert isinstance(reply.exception(), ClosedError)
+        assert not own.exists()
+
+    def test_who_gets_an_answer_may_close(
+        self, producer: MakeProducer, consumer: MakeConsumer, message: MakeMessage, path: Path
+    ) -> None:
+        """The last answer often ends a program, on the thread that brings it."""
+        sender = producer()
+        closed = threading.Event()
+
+        def close(_: Promise[Reply]) -> None:
+            sender.close()
+            closed.set()
+
+        async def scenario() -> None:
+            reply = ask(sender, message())
+            reply.add_done_callback(close)
+            receiver = consumer()
+            (delivery,) = await receiver.receive(1)
+            delivery.reply(Reply(b"1"))
+            delivery.ack()
+            assert await asyncio.to_thread(closed.wait, 30)
+            await receiver.aclose()
+
+        asyncio.run(scenario())
+
+        assert not any((path / "replies").iterdir())
 
 
 def test_the_buses_ask_and_answer_over_it(path: Path) -> None:

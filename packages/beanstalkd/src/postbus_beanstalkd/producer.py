@@ -99,6 +99,8 @@ class BeanstalkdProducer(MessageProducer):
     def _insert(self, commands: dict[int, bytes]) -> dict[int, TransportError]:
         doing = f"put into {self._settings.tube}"
         try:
+            # It may have been closed while this send waited for its turn.
+            self._refuse_closed()
             answers = self._connected().run(list(commands.values()))
         except TransportError as error:
             self._disconnect()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import shutil
 import threading
 from typing import TYPE_CHECKING
 
@@ -96,7 +97,8 @@ class Replies:
                 for path in self._own.iterdir():
                     self._take(path)
             except OSError:
-                logger.exception("answers cannot be read", extra={"path": str(self._own)})
+                if not self._is_closed:
+                    logger.exception("answers cannot be read", extra={"path": str(self._own)})
             with self._changed:
                 if not self._is_closed:
                     self._changed.wait(self._poll_interval)
@@ -121,8 +123,9 @@ class Replies:
         error = ClosedError(f"{self._folder.path}: closed before the answer came")
         for promise in pending:
             promise.reject(error)
-        if thread is not None:
+        if thread is None:
+            return
+        if thread is not threading.current_thread():  # a waiter may close when its answer comes
             thread.join()
-            for path in self._own.iterdir():
-                path.unlink(missing_ok=True)
-            self._own.rmdir()
+        # An answer may come while the folder goes: nobody waits for it.
+        shutil.rmtree(self._own, ignore_errors=True)
