@@ -373,6 +373,24 @@ class TestQueries:
             reply.result(PATIENCE)
         channel.exchange_delete(exchange)
 
+    def test_who_gets_an_answer_may_close(
+        self, producer: MakeProducer, message: MakeMessage, queue: str
+    ) -> None:
+        """On the thread that brings it, which ends by itself then."""
+        sender = producer(exchange=f"{queue}-nobody")
+        reply: Promise[Reply] = Promise()
+        closed = threading.Event()
+
+        def close(_: Promise[Reply]) -> None:
+            sender.close()
+            closed.set()
+
+        reply.add_done_callback(close)
+        sender.request(message(), reply)
+
+        assert closed.wait(PATIENCE)
+        assert isinstance(reply.exception(), RejectedError)
+
     def test_a_broken_connection_rejects_what_waits_and_the_next_query_goes_on(
         self, producer: MakeProducer, consumer: MakeConsumer, message: MakeMessage
     ) -> None:

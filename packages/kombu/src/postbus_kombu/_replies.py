@@ -97,6 +97,8 @@ class Replies:
             link.close()
         for promise in pending:
             promise.reject(error)
+        if self._is_closed:
+            self._waker.close()
 
     def _exchange(self) -> None:
         self._link = link = Link(self._address, self._waker)
@@ -126,6 +128,8 @@ class Replies:
         error = ClosedError("the producer was closed before the answer came")
         for promise in pending:
             promise.reject(error)
+        if thread is threading.current_thread():
+            return  # a waiter closes when its answer comes: the thread ends, and lets go, after it
         if thread is not None:
             self._waker.wake()
             thread.join()
