@@ -451,7 +451,8 @@ class TestChain:
                 assert expected == got
                 assert list(range(count)) == log
 
-    def test_call_next_may_be_called_again(self) -> None:
+    @pytest.mark.parametrize("nested", ["queue", "inline"])
+    def test_call_next_may_be_called_again(self, nested: str) -> None:
         """A middleware that repeats runs all that is inside it, with what is there by then."""
         log: list[str] = []
 
@@ -466,7 +467,7 @@ class TestChain:
             log.append(f"inner {context.message.order}")
             return call_next()
 
-        bus = commands(fail)
+        bus = commands(fail, nested=nested)
         bus.wrap(again)
         bus.wrap(inner)
         for run in ways(bus) * 2:
@@ -549,7 +550,8 @@ class TestChain:
 
         assert list(range(50)) == asyncio.run(main())
 
-    def test_a_handler_that_could_be_asynchronous_is_refused_inside(self) -> None:
+    @pytest.mark.parametrize("nested", ["queue", "inline"])
+    def test_a_handler_that_could_be_asynchronous_is_refused_inside(self, nested: str) -> None:
         """The coroutine of a plain function is found where it appears, within the middleware."""
         seen: list[str] = []
 
@@ -560,12 +562,38 @@ class TestChain:
                 seen.append(error.message)
                 raise
 
-        bus = commands(hides)
+        bus = commands(hides, nested=nested)
         bus.wrap(look)
         for _ in range(2):
             with pytest.raises(RoutingError, match="hides returned a coroutine"):
                 bus.dispatch(Place())
         assert 2 == len(seen)
+
+    @pytest.mark.parametrize("nested", ["queue", "inline"])
+    def test_a_failure_inside_is_told_from_one_of_the_chain(self, nested: str) -> None:
+        """The handler's is wrapped with the envelope of the context; ours pass as they are."""
+        seen: list[Envelope] = []
+
+        def look(context: DispatchContext, call_next: Next) -> Any:
+            assert (context.name, context.handler, context.source) == ("shop.place", fail, None)
+            seen.append(context.envelope)
+            if context.message.order == 2:
+                raise RoutingError("in the middleware")
+            return call_next()
+
+        bus = commands(fail, nested=nested)
+        bus.wrap(look)
+        for run in [bus.dispatch] * 2:
+            run(Place(0))
+            with pytest.raises(HandlerFailedError) as raised:
+                run(Place(1))
+            assert seen[-1] is raised.value.envelope
+            assert isinstance(raised.value.__cause__, BrokenError)
+            with pytest.raises(RoutingError, match="in the middleware"):
+                run(Place(2))
+        bus.wrap(lambda context, call_next: seen.clear())
+        bus.dispatch(Place(1))
+        assert [] == seen
 
     @pytest.mark.parametrize("listens", [False, True])
     def test_the_options_of_a_dispatch_reach_its_handler(self, listens: bool) -> None:
@@ -617,14 +645,17 @@ class TestChain:
             with pytest.raises(RoutingError, match="in the middleware"):
                 asyncio.run(bus.adispatch(Place()))
 
+    @pytest.mark.parametrize("nested", ["queue", "inline"])
     @pytest.mark.parametrize("listens", [False, True])
-    def test_a_middleware_that_could_be_asynchronous_is_refused(self, listens: bool) -> None:
+    def test_a_middleware_that_could_be_asynchronous_is_refused(
+        self, nested: str, listens: bool
+    ) -> None:
         """The coroutine that the outermost returns is not lost silently, but named."""
 
         def look(context: DispatchContext, call_next: Next) -> Any:
             return afail(context.message)
 
-        bus = commands(lambda m: None)
+        bus = commands(lambda m: None, nested=nested)
         bus.wrap(look)
         if listens:
             bus.attach(Stage.INVOKE, lambda c: None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -52,6 +52,8 @@ class MessageCatalog:
     def __init__(self, modules: Iterable[str | ModuleType] = ()) -> None:
         self._by_name: dict[str, CatalogEntry] = {}
         self._by_class: dict[type, CatalogEntry] = {}
+        # What the wire format has worked out for these entries.
+        self._compiled: dict[str, Any] = {}
         for module in modules:
             self.add_module(module)
 
@@ -93,6 +95,8 @@ class MessageCatalog:
         self._by_name = {n: known for n, known in self._by_name.items() if known.cls is not cls}
         self._by_class[cls] = entry
         self._by_name.update(dict.fromkeys((name, *entry.aliases), entry))
+        # A decode that runs meanwhile keeps what it finds in the old one.
+        self._compiled = {}
 
     def _problems(
         self, cls: type, name: str, kind: object, aliases: Iterable[str]

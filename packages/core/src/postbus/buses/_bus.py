@@ -254,11 +254,11 @@ class MessageBus(Attachments):
         if blocker is not None:
             msg = f"{blocker} is asynchronous and dispatch cannot run it: use adispatch"
             bodies = broken(name, RoutingError(msg)).call, bodies[1]
-        bare = around.bare(invocation)
+        bare, wrapped = around.bare(invocation), around.wrapped(name, invocation)
         reroutes = around.may_reroute
         run, arun = self._enclose(bodies, invocation, bare, reroutes=reroutes, kept=kept)
         if run is not bodies[0] or blocker is not None:
-            bare = None
+            bare = wrapped = None
         # What listeners may make of it is not known yet: for a worker, what its route says is.
         blocker = blocker or invocation.blocker
         if invocation.threads:
@@ -276,6 +276,7 @@ class MessageBus(Attachments):
             invocation.threads,
             may_delay,
             bare,
+            wrapped,
         )
 
     def _limited(self, arun: ABody, invocation: Invocation) -> ABody:

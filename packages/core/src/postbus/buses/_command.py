@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from postbus.buses._queue import Waiting
     from postbus.catalog import MessageCatalog
     from postbus.messages import Envelope
-    from postbus.pipeline import Bare, DispatchOptions, Invocation, Plan
+    from postbus.pipeline import Bare, DispatchOptions, Invocation, Plan, Wrapped
+
+    Fast = tuple[Callable[[Any], Any], Bare | None, Wrapped | None]
 
 
 class CommandBus(SingleHandlerBus):
@@ -59,10 +61,20 @@ class CommandBus(SingleHandlerBus):
         """
         if not options:
             try:
-                call, bare = self._fast[message.__class__]
+                call, bare, wrapped = self._fast[message.__class__]
             except KeyError:
                 pass  # The first of its class, or one whose name is its own.
             else:
+                if wrapped is not None:
+                    contexts, first, name, handler, invocation = wrapped.parts
+                    context = contexts(self, message, name, None, handler, (), invocation)
+                    try:
+                        result = first(context, context._call_next)  # noqa: SLF001  one package
+                    except Exception as error:  # noqa: BLE001  raised again, wrapped
+                        wrapped.fail(error, context)
+                    if result is not None:
+                        wrapped.check(result)
+                    return
                 try:
                     result = call(message)
                 except Exception as error:
@@ -91,12 +103,12 @@ class CommandBus(SingleHandlerBus):
 
     def _forget(self) -> None:
         super()._forget()
-        self._fast: dict[type, tuple[Callable[[Any], Any], Bare | None]] = {}
+        self._fast: dict[type, Fast] = {}
 
     def _remember(self, cls: type, plan: Plan) -> None:
         super()._remember(cls, plan)
         call = plan.run if plan.bare is None else plan.bare.functions[0]
-        self._fast[cls] = call, plan.bare
+        self._fast[cls] = call, plan.bare, plan.wrapped
 
     def _is_nested(self) -> bool:
         return self._queues is not None and self._queues.is_nested()

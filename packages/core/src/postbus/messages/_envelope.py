@@ -15,7 +15,7 @@ from postbus.messages._kinds import MessageKind, message_info
 from postbus.messages._metadata import check_metadata
 
 Received = tuple[Any, Callable[[Any], Any], Callable[[Any], bytes]]
-_NOT_LOADED: Any = object()
+NOT_LOADED: Any = object()
 _new = object.__new__
 
 
@@ -104,7 +104,7 @@ class Envelope:
         again here.
         """
         self = _new(cls)
-        self._message = _NOT_LOADED
+        self._message = NOT_LOADED
         self._received = received
         self._name = name
         self._kind = kind
@@ -123,7 +123,7 @@ class Envelope:
             DecodeError: the payload does not fit the class; each access raises it again.
         """
         message = self._message
-        if message is _NOT_LOADED:
+        if message is NOT_LOADED:
             assert self._received is not None  # noqa: S101  lazy() sets both
             source, load, _ = self._received
             message = self._message = load(source)
@@ -187,6 +187,7 @@ class Envelope:
         """
         if self._received_from is None and self._received is not None:
             self._received_from = source
+            return self
         return self if self._received_from == source else self.evolve(received_from=source)
 
     def evolve(self, **changes: Any) -> Envelope:

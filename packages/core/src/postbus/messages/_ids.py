@@ -9,8 +9,8 @@ _POOL_SIZE = 256
 _pool: list[str] = []
 # After a fork both processes would hand out the same ids: the child starts with an empty pool.
 os.register_at_fork(after_in_child=_pool.clear)
-_DIGITS_AS_ZEROS = bytes.maketrans(b"0123456789abcdef", b"0" * 16)
-_CANONICAL = b"00000000-0000-0000-0000-000000000000"
+DIGITS_AS_ZEROS = bytes.maketrans(b"0123456789abcdef", b"0" * 16)
+CANONICAL_ID = b"00000000-0000-0000-0000-000000000000"
 # uuid.UUID() alone would also take underscores, blanks and digits of other scripts.
 _SPELLED_ID = re.compile(
     r"(?:urn:uuid:)?(\{)?([0-9a-f]{8})-?([0-9a-f]{4})-?([0-9a-f]{4})-?([0-9a-f]{4})-?"
@@ -51,7 +51,7 @@ def _refill() -> None:
 def is_canonical_id(text: str) -> bool:
     """Return whether *text* is a UUID as `new_id` writes it: with dashes, in lower case."""
     # Half the time of a regular expression, and every message received has an id.
-    return text.encode("ascii", "replace").translate(_DIGITS_AS_ZEROS) == _CANONICAL
+    return text.encode("ascii", "replace").translate(DIGITS_AS_ZEROS) == CANONICAL_ID
 
 
 def parse_id(text: str) -> str:

@@ -14,7 +14,7 @@ from postbus.pipeline._deadlines import deadlines
 from postbus.pipeline._invocations import Bare, Invocation, ask, broken, handle, limited, send
 from postbus.pipeline._listeners import Listeners
 from postbus.pipeline._middleware import Middleware
-from postbus.pipeline._plans import Plan, Surroundings
+from postbus.pipeline._plans import Plan, Surroundings, Wrapped
 from postbus.pipeline._routes import Router, Strength, Target
 from postbus.pipeline._sending import (
     Asker,
@@ -44,6 +44,7 @@ __all__ = [
     "Strength",
     "Surroundings",
     "Target",
+    "Wrapped",
     "ask",
     "broken",
     "deadlines",

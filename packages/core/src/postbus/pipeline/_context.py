@@ -113,7 +113,8 @@ class DispatchContext(msgspec.Struct, eq=False, dict=True, weakref=True):
         except Exception as error:
             self._failure = error
             raise
-        if result.__class__ is CoroutineType:
+        # A command's handler returns nothing, and asking None for its class costs more than this.
+        if result is not None and result.__class__ is CoroutineType:
             refuse_coroutine(result, invocation.label)
         return result
 

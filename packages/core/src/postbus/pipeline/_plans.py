@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from postbus.pipeline._calls import Failures
     from postbus.pipeline._context import DispatchContext
     from postbus.pipeline._invocations import Invocation
-    from postbus.pipeline._middleware import Middleware
+    from postbus.pipeline._middleware import Layer, Middleware
     from postbus.pipeline._staged import Resolve
 
     Listener = Callable[[DispatchContext], Any]
@@ -34,11 +34,29 @@ _ROUTING = (Stage.INITIALIZE, Stage.DETECT_NAME, Stage.ROUTE, Stage.LOCATE)
 
 
 @attrs.frozen
+class Wrapped:
+    """A handler with middleware around it and nothing else: `dispatch` begins the chain itself.
+
+    *parts* are the class of contexts, the outermost middleware, and what a context is to know:
+    name, handler, invocation. *fail* takes what was raised and the context, and raises what the
+    caller is to see.
+    """
+
+    parts: tuple[type[DispatchContext], Layer, str, Any, Invocation]
+    label: str
+    fail: Callable[[Exception, DispatchContext], NoReturn]
+
+    def check(self, result: Any) -> None:
+        """Refuse a coroutine, which is something to await."""
+        refuse_coroutine(result, self.label)
+
+
+@attrs.frozen
 class Plan:
     """One name, compiled. *run* and *arun* take (message, envelope, options) and do it all.
 
     *blocker* names the step that `dispatch` cannot run. *threads* is what the route says. *bare*
-    is all that *run* does for a message without an envelope, where that is so little.
+    or *wrapped* is all that *run* does for a message without an envelope, where that is so little.
     """
 
     run: Body
@@ -47,6 +65,7 @@ class Plan:
     threads: bool | None = None
     may_delay: bool = False
     bare: Bare | None = None
+    wrapped: Wrapped | None = None
 
 
 @attrs.frozen
@@ -126,6 +145,18 @@ class Surroundings:
             return None
         return Bare((invocation.located,), invocation.label, fail, is_async=True)
 
+    def wrapped(self, name: str, invocation: Invocation) -> Wrapped | None:
+        """Return the handler of *invocation* where `bodies` puts nothing but middleware round."""
+        first = self.chain.first
+        if self._listens or first is None or self.shows_listeners:
+            return None
+
+        def fail(error: Exception, context: DispatchContext) -> NoReturn:
+            raise self.seen(error, context, invocation)
+
+        parts = (self.chain.contexts, first, name, invocation.located, invocation)
+        return Wrapped(parts, self.chain.label, fail)
+
     def _sync_body(self, function: Callable[[Any], Any], label: str) -> Body:
         wrap, envelope_of = self.failures.wrap, self.envelope_of
 
@@ -179,7 +210,7 @@ class Surroundings:
                 result = first(context, context._call_next)  # noqa: SLF001  one package
             except Exception as error:  # noqa: BLE001  raised again, wrapped
                 raise self.seen(error, context, invocation)  # noqa: B904  its cause is set
-            if result.__class__ is CoroutineType:
+            if result is not None and result.__class__ is CoroutineType:
                 refuse_coroutine(result, chain.label)
             return result
 

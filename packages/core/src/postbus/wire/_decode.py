@@ -1,28 +1,34 @@
 """Bytes to envelopes."""
 
+# ruff: noqa: SLF001  an envelope is filled in here, without a call for every message
+
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from postbus.errors import DecodeError
 from postbus.messages import Envelope, is_canonical_id, parse_id
-from postbus.wire._direct import direct_reader
+from postbus.messages._envelope import NOT_LOADED
+from postbus.messages._ids import CANONICAL_ID, DIGITS_AS_ZEROS
+from postbus.wire._direct import Direct
 from postbus.wire._encode import SHORTEST_NAME, escaped
-from postbus.wire._headers import own_headers
+from postbus.wire._headers import JUST_VERSION, own_headers
 from postbus.wire._reasons import Reason
-from postbus.wire._scan import DEFAULT_MAX_SIZE_BYTES, check_nesting, check_text
+from postbus.wire._scan import (
+    DEFAULT_MAX_SIZE_BYTES,
+    MAX_DIGITS,
+    check_digits,
+    check_nesting,
+    check_text,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from postbus.catalog import MessageCatalog
-    from postbus.wire._direct import Read
-
-    UnknownFields = Literal["refuse", "ignore"]
 
 
 class _Read(msgspec.Struct):
@@ -43,8 +49,8 @@ class _ReadStrictly(_Read, forbid_unknown_fields=True):
 _KEYS = _Read.__struct_fields__
 _read = msgspec.json.Decoder(_Read).decode
 _read_strictly = msgspec.json.Decoder(_ReadStrictly).decode
-# By what is done with unknown fields and by the name in a body: what reads that in one pass.
-_readers: dict[UnknownFields, dict[bytes, Read]] = {"refuse": {}, "ignore": {}}
+_new = object.__new__
+_UNSET = msgspec.UNSET
 # By whether they are ignored and by class: what makes a message of a payload left for later.
 _loaders: dict[bool, dict[type, Callable[[bytes], Any]]] = {False: {}, True: {}}
 
@@ -67,20 +73,52 @@ def decode(
     """
     if len(body) > max_size_bytes or not body.isascii():
         check_text(body, max_size_bytes)
-    # In a body without blanks that begins with its name, as most do, this is the name.
-    read = _readers[unknown_fields].get(body[_NAME_AT : body.find(_QUOTE, _NAME_AT)])
-    envelope = None if read is None else read(body, catalog)
-    if envelope is None:
-        return _decode_in_parts(body, catalog, unknown_fields)
+    compiled: dict[str, Direct] = catalog._compiled
+    direct = compiled.get(unknown_fields)
+    if direct is None:
+        direct = compiled[unknown_fields] = Direct(ignore_unknown=unknown_fields == "ignore")
+    # What is skipped may be of any depth, what is read is as deep as its type.
+    if direct.ignores_unknown:
+        check_nesting(body)
+    elif len(body) > MAX_DIGITS:
+        check_digits(body)
+    decode_body, known = direct.known
+    try:
+        wire = decode_body(body)
+        uuid, made = wire.uuid, wire.created_at
+        metadata: dict[str, Any] = wire.metadata or {}
+        if made.tzinfo is not None:
+            made = made.astimezone(UTC)
+        entry, make, payload_of = known[wire.__class__]
+        source: Any = body, wire.payload
+        if payload_of is bytes:
+            check_nesting(body)
+            source = _object(wire.payload)
+    except Exception:  # noqa: BLE001  whatever it was, the usual way says what
+        return _decode_in_parts(body, catalog, direct)
+    # is_canonical_id(), written out: this is the way of every message of a worker.
+    if "" in metadata or uuid.encode().translate(DIGITS_AS_ZEROS) != CANONICAL_ID:
+        return _decode_in_parts(body, catalog, direct)
+    headers = wire.headers
+    if headers is _UNSET or (headers == JUST_VERSION and headers["v"].__class__ is int):
+        headers = {}
+    else:
+        headers = own_headers(headers, entry)
+    # Envelope.lazy(), written out.
+    envelope = _new(Envelope)
+    envelope._message = NOT_LOADED
+    envelope._received = source, make, payload_of
+    envelope._name, envelope._kind = entry.name, entry.kind
+    envelope._id, envelope._created_at = uuid, made
+    envelope._metadata, envelope._headers = metadata, headers
+    envelope._received_from = None
     return envelope
 
 
-def _decode_in_parts(
-    body: bytes, catalog: MessageCatalog, unknown_fields: UnknownFields
-) -> Envelope:
+def _decode_in_parts(body: bytes, catalog: MessageCatalog, direct: Direct) -> Envelope:
     """Decode a body of any class, in any spelling; its payload is left for later."""
     check_nesting(body)
-    ignore = unknown_fields == "ignore"
+    ignore = direct.ignores_unknown
     try:
         wire = _read(body) if ignore else _read_strictly(body)
         uuid = wire.uuid if is_canonical_id(wire.uuid) else parse_id(wire.uuid)
@@ -90,16 +128,13 @@ def _decode_in_parts(
     entry = catalog.find(wire.message_name)
     if entry is None:
         raise _unknown(wire.message_name)
-    name = wire.message_name
-    _readers[unknown_fields][name.encode()] = _reader_of(entry.cls, name, ignore=ignore)
     metadata, headers = wire.metadata, wire.headers
     if isinstance(metadata, list) or "" in metadata:
         metadata = _empty(metadata)
     headers = {} if headers is msgspec.UNSET else own_headers(headers, entry)
-    payload = bytes(wire.payload)
-    if payload[0] != _BRACE:
-        payload = _empty_payload(payload)
+    payload = _object(wire.payload)
     load = _loaders[ignore].get(entry.cls) or _loader_of(entry.cls, ignore=ignore)
+    direct.add(wire.message_name, entry, load)
     return Envelope.lazy(
         (payload, load, bytes),
         entry.name,
@@ -111,8 +146,6 @@ def _decode_in_parts(
     )
 
 
-_NAME_AT = len(b'{"message_name":"')
-_QUOTE = ord('"')
 _BRACE = ord("{")
 
 
@@ -133,18 +166,13 @@ def _empty(metadata: Any) -> dict[str, Any]:
     return {}
 
 
-def _empty_payload(raw: bytes) -> bytes:
-    if raw.startswith(b"[") and not raw[1:-1].strip():
+def _object(raw: msgspec.Raw) -> bytes:
+    payload = bytes(raw)
+    if payload[0] == _BRACE:
+        return payload
+    if payload.startswith(b"[") and not payload[1:-1].strip():
         return b"{}"
     raise DecodeError(Reason.INVALID_PAYLOAD, "payload: expected an object")
-
-
-@cache
-def _reader_of(cls: type, name: str, *, ignore: bool) -> Read:
-    def load(payload: bytes) -> Any:
-        return (_loaders[ignore].get(cls) or _loader_of(cls, ignore=ignore))(payload)
-
-    return direct_reader(cls, name, load, ignore_unknown=ignore)
 
 
 def _loader_of(cls: type, *, ignore: bool) -> Callable[[bytes], Any]:

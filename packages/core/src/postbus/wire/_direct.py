@@ -1,32 +1,40 @@
-"""Bodies read in one pass, for classes simple enough that msgspec checks the whole message.
+"""One decoder for the bodies of a catalogue, which reads each in one pass.
 
-The usual way cuts the payload out and leaves it for later, which goes over it twice. Here it is
-read with the rest of the body, and kept as msgspec left it until the message is asked for. What
-is refused here takes the usual way, which says what is wrong or knows better: nothing is accepted
-that would be refused there.
+msgspec tells by the name in a body what its payload is. Where the class is simple enough that is
+read with the rest, and kept as msgspec left it until the message is asked for; else it is cut out
+and left for later, as the usual way does. What is refused here takes the usual way, which says
+what is wrong or knows better: nothing is accepted that would be refused there.
 """
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from datetime import datetime
+from functools import cache
+from threading import RLock
+from typing import TYPE_CHECKING, Annotated, Any, Union
 
 import msgspec
+from msgspec.structs import astuple
 
-from postbus.messages import Envelope, is_canonical_id
-from postbus.wire._headers import JUST_VERSION, own_headers
 from postbus.wire._mirrors import Mirror
 from postbus.wire._plain import READ_PLAIN
-from postbus.wire._scan import MAX_DIGITS, check_digits, check_nesting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from postbus.catalog import MessageCatalog
+    from postbus.catalog import CatalogEntry
 
-    Read = Callable[[bytes, MessageCatalog], Envelope | None]
+    Belongings = tuple[CatalogEntry, Callable[[Any], Any], Callable[[Any], bytes]]
+    """The entry, what makes the message of what was read, and what makes JSON of that."""
+    Known = tuple[Callable[[bytes], Any], dict[type, Belongings]]
 
+# Two threads would make two Structs for one name, of which no decoder takes both.
+_adding = RLock()
 _NOTHING = Annotated[list[int], msgspec.Meta(max_length=0)]
+
+
+class _Nameless(msgspec.Struct, tag_field="message_name", tag=""):
+    """What no message is. With one Struct alone to choose from msgspec needs no name."""
 
 
 class _Cut(msgspec.Struct):
@@ -40,79 +48,75 @@ def _payload_of(source: tuple[bytes, Any]) -> bytes:
     return bytes(_cut(source[0]).payload)
 
 
-def direct_reader(
-    cls: type, name: str, load: Callable[[bytes], Any], *, ignore_unknown: bool
-) -> Read:
-    """Return what makes an envelope of a body that says *name*, where that means *cls*.
+class Direct:
+    """The messages of a catalogue that have come so far, for one way with unknown fields.
 
-    It returns None for what the usual way has to look at. *load* makes the message of a payload
-    that cannot be made of what was read; it says why not. Bodies are UTF-8 of a size allowed.
+    *known* is what makes a Struct of a body, and by the class of that Struct what belongs to it.
+    The former raises anything for what the usual way has to look at.
+    """
+
+    __slots__ = ("ignores_unknown", "known")
+
+    def __init__(self, *, ignore_unknown: bool) -> None:
+        self.ignores_unknown = ignore_unknown
+        self.known: Known = msgspec.json.Decoder(_Nameless).decode, {}
+
+    def add(self, name: str, entry: CatalogEntry, load: Callable[[bytes], Any]) -> None:
+        """Know bodies that say *name* from now on. Any thread, while others decode.
+
+        *load* makes the message of a payload that was cut out, or says why it cannot.
+        """
+        with _adding:
+            self._add(name, entry, load)
+
+    def _add(self, name: str, entry: CatalogEntry, load: Callable[[bytes], Any]) -> None:
+        cls = entry.cls
+        whole, mirror = _whole(cls, name, ignore_unknown=self.ignores_unknown)
+        if whole in self.known[1]:
+            return
+        belongings: Belongings = entry, load, bytes
+        if mirror is not None:
+            build, is_flat = mirror.build, mirror.is_flat
+
+            def make(source: tuple[bytes, Any]) -> Any:
+                try:
+                    # build(), written out for the most common classes.
+                    return cls(*astuple(source[1])) if is_flat else build(source[1])
+                except Exception:  # noqa: BLE001  whatever it was, the usual way says what
+                    return load(_payload_of(source))
+
+            belongings = entry, make, _payload_of
+        known = {**self.known[1], whole: belongings}
+        self.known = msgspec.json.Decoder(Union[_Nameless, *known]).decode, known
+
+
+@cache
+def _whole(cls: type, name: str, *, ignore_unknown: bool) -> tuple[Any, Mirror | None]:
+    """Return the Struct for a body that says *name*, and the mirror of *cls* that it holds.
+
+    It is as deep as its types, no deeper. There is None where the payload is cut out.
     """
     try:
         mirror = Mirror(cls, ignore_unknown=ignore_unknown, plain=READ_PLAIN)
-        whole = _whole(name, mirror.struct, forbid_unknown=not ignore_unknown)
-        decode = msgspec.json.Decoder(whole).decode
+        whole = _body_struct(name, mirror.struct, ignore_unknown=ignore_unknown)
+        msgspec.json.Decoder(whole)
     except Exception:  # noqa: BLE001  whatever is odd about the class, the usual way says it
-        return _never
-    build, lazy, unset = mirror.build, Envelope.lazy, msgspec.UNSET
-    # What is skipped may be of any depth, what is read is as deep as its type.
-    check = check_nesting if ignore_unknown else check_digits
-
-    def make(source: tuple[bytes, Any]) -> Any:
-        try:
-            return build(source[1])
-        except Exception:  # noqa: BLE001  whatever it was, the usual way says what
-            return load(_payload_of(source))
-
-    def read(body: bytes, catalog: MessageCatalog) -> Envelope | None:
-        entry = catalog.find(name)
-        if entry is None or entry.cls is not cls:
-            return None
-        if ignore_unknown or len(body) > MAX_DIGITS:
-            check(body)
-        try:
-            wire = decode(body)
-            made = wire.created_at
-            if made.tzinfo is not None:
-                made = made.astimezone(UTC)
-        except Exception:  # noqa: BLE001  whatever it was, the usual way says what
-            return None
-        metadata: dict[str, Any] = wire.metadata or {}
-        uuid, headers = wire.uuid, wire.headers
-        if "" in metadata or not is_canonical_id(uuid):
-            return None
-        if headers is unset or (headers == JUST_VERSION and headers["v"].__class__ is int):
-            headers = {}
-        else:
-            headers = own_headers(headers, entry)
-        return lazy(
-            ((body, wire.payload), make, _payload_of),
-            entry.name,
-            entry.kind,
-            uuid,
-            made,
-            metadata,
-            headers,
-        )
-
-    return read
+        return _body_struct(name, msgspec.Raw, ignore_unknown=ignore_unknown), None
+    return whole, mirror
 
 
-def _never(_body: bytes, _catalog: MessageCatalog) -> None:
-    """Leave every body to the usual way."""
-
-
-def _whole(name: str, payload: Any, *, forbid_unknown: bool) -> Any:
-    """Return the Struct for a body of that name and payload: as deep as its types, no deeper."""
+def _body_struct(name: str, payload: Any, *, ignore_unknown: bool) -> Any:
     return msgspec.defstruct(
         "Whole",
         [
-            ("message_name", Literal[name]),
             ("uuid", str),
             ("payload", payload),
             ("metadata", dict[str, str | bool | int | float] | _NOTHING),
             ("created_at", datetime),
             ("headers", dict[str, READ_PLAIN] | msgspec.UnsetType, msgspec.UNSET),
         ],
-        forbid_unknown_fields=forbid_unknown,
+        tag_field="message_name",
+        tag=name,
+        forbid_unknown_fields=not ignore_unknown,
+        gc=False,  # It does not outlive its reading.
     )

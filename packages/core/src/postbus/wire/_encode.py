@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     Write = Callable[[Any], Any]
+    Parts = tuple[str, Write, msgspec.Raw, msgspec.Raw]
+    """A name, the short way to write a payload, and as JSON that name and the headers."""
 
 SHORTEST_NAME = 3
 _MAIN = "__main__"
@@ -35,26 +37,26 @@ _LONGEST_SHOWN = 128
 _NAIVE_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001  it is subtracted from naive times
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-_SECOND = 1_000_000
+_MILLISECOND = 1000
 
 
-class _Written(msgspec.Struct):
-    """The object on the wire, in the order of its keys."""
+class _Written(msgspec.Struct, gc=False):
+    """The object on the wire, in the order of its keys. What never changes is kept as JSON."""
 
-    message_name: str
+    message_name: str | msgspec.Raw
     uuid: str
     payload: Any
     metadata: dict[str, Any]
     created_at: str
-    headers: dict[str, Any]
+    headers: dict[str, Any] | msgspec.Raw
 
 
 _write = msgspec.json.Encoder().encode
 _NONE: dict[str, Any] = {}
 # By class: the short and the long way to write its payload, and the headers that go with it.
 _payloads: dict[type, tuple[Write, Write, dict[str, Any]]] = {}
-# By class: the name that its last message had, and what writes messages of that name.
-_encoders: dict[type, tuple[str, Callable[..., bytes]]] = {}
+# By class: what the short way to write its messages needs, under the name its last one had.
+_parts: dict[type, Parts] = {}
 
 
 def encode(envelope: Envelope, *, max_size_bytes: int = DEFAULT_MAX_SIZE_BYTES) -> bytes:
@@ -68,73 +70,88 @@ def encode(envelope: Envelope, *, max_size_bytes: int = DEFAULT_MAX_SIZE_BYTES) 
             that the format does not have.
     """
     try:
-        name, message, made = envelope._name, envelope._message, envelope._created_at
-        if not isinstance(made, int):
-            made = (envelope.created_at - _EPOCH) // _MICROSECOND
-        received = None if envelope._received is None else envelope.payload
-        given = envelope._headers
-        if received is not None or given:
-            return _write_body(
-                name,
-                envelope._id,
-                message,
-                received,
-                envelope._metadata,
-                made,
-                given,
-                max_size_bytes,
+        message, made = envelope._message, envelope._created_at
+        name, quick, written_name, headers = _parts[message.__class__]
+        if name == envelope._name and envelope._received is None and not envelope._headers:
+            if not isinstance(made, int):
+                made = _microseconds(envelope)
+            # As new_encoder() has it, written out: this is the way of most envelopes.
+            body = _write(
+                _Written(
+                    written_name,
+                    envelope._id,
+                    quick(message),
+                    envelope._metadata,
+                    _time_text(made),
+                    headers,
+                )
             )
-        known = _encoders.get(message.__class__)
-        if known is None or known[0] != name:
-            known = name, new_encoder(name, message.__class__)
-            _encoders[message.__class__] = known
-        return known[1](message, envelope._id, made, envelope._metadata, max_size_bytes)
-    except EncodeError:
-        raise
-    except Exception as error:
-        raise _refusal(_shown(envelope), error) from error
-
-
-def new_encoder(name: str, cls: type) -> Callable[..., bytes]:
-    """Return what does `encode` for messages of *cls* that are called *name* and have no headers.
-
-    Nobody has to make an envelope for them. It takes the message, an id of `new_id`, the time
-    since the epoch in microseconds, checked metadata and the largest size in bytes, of which the
-    last two can be left out, and raises `EncodeError` as `encode` does. Any thread.
-    """
-
-    def encode_in_full(
-        message: Any,
-        id: str,
-        microseconds: int,
-        metadata: dict[str, Any] = _NONE,
-        max_size_bytes: int = DEFAULT_MAX_SIZE_BYTES,
-    ) -> bytes:
-        return _write_body(name, id, message, None, metadata, microseconds, _NONE, max_size_bytes)
-
-    try:
-        _check_name(name)
-        quick, _, headers = _payloads.get(cls) or _payload_of(cls)
-    except Exception:  # noqa: BLE001  it is said for each message
-        return encode_in_full
-
-    def encode_quickly(
-        message: Any,
-        id: str,
-        microseconds: int,
-        metadata: dict[str, Any] = _NONE,
-        max_size_bytes: int = DEFAULT_MAX_SIZE_BYTES,
-    ) -> bytes:
-        try:
-            payload = quick(message)
-            body = _write(_Written(name, id, payload, metadata, _time_text(microseconds), headers))
             size = len(body)
             if size > max_size_bytes:
                 check_size(body, max_size_bytes)
             if size > MAX_DIGITS:
                 check_digits(body)
+            return body
+    except Exception:  # noqa: BLE001, S110  whatever it was, the long way says what
+        pass
+    return _encode_in_full(envelope, max_size_bytes)
+
+
+def _encode_in_full(envelope: Envelope, max_size_bytes: int) -> bytes:
+    try:
+        name, message, headers = envelope._name, envelope._message, envelope._headers
+        made = _microseconds(envelope)
+        received = envelope.payload
+        body = _write_body(
+            name,
+            envelope._id,
+            message,
+            received,
+            envelope._metadata,
+            made,
+            headers,
+            max_size_bytes,
+        )
+        if received is None:
+            _parts[message.__class__] = _parts_of(name, message.__class__)
+    except EncodeError:
+        raise
+    except Exception as error:
+        raise _refusal(_shown(envelope), error) from error
+    return body
+
+
+def _microseconds(envelope: Envelope) -> int:
+    made = envelope._created_at
+    return made if isinstance(made, int) else (envelope.created_at - _EPOCH) // _MICROSECOND
+
+
+def new_encoder(name: str, cls: type) -> Callable[[Any, str, int], bytes]:
+    """Return what does `encode` for messages of *cls* that are called *name* and have no headers.
+
+    Nobody has to make an envelope for them. It takes the message, an id of `new_id` and the time
+    since the epoch in microseconds, and raises `EncodeError` as `encode` does. Any thread.
+    """
+
+    def encode_in_full(message: Any, id: str, microseconds: int) -> bytes:
+        return _write_body(
+            name, id, message, None, _NONE, microseconds, _NONE, DEFAULT_MAX_SIZE_BYTES
+        )
+
+    try:
+        _, quick, written_name, headers = _parts_of(name, cls)
+    except Exception:  # noqa: BLE001  it is said for each message
+        return encode_in_full
+
+    def encode_quickly(message: Any, id: str, microseconds: int) -> bytes:
+        try:
+            made = _time_text(microseconds)
+            body = _write(_Written(written_name, id, quick(message), _NONE, made, headers))
+            if len(body) > MAX_DIGITS:
+                check_size(body, DEFAULT_MAX_SIZE_BYTES)
+                check_digits(body)
         except Exception:  # noqa: BLE001  whatever it was, the long way says what
-            return encode_in_full(message, id, microseconds, metadata, max_size_bytes)
+            return encode_in_full(message, id, microseconds)
         return body
 
     return encode_quickly
@@ -189,23 +206,25 @@ def _write_body(
     return body
 
 
-# The last second that was written, since the epoch in microseconds, and its text: most messages
-# of a busy process share it.
-_last_second: tuple[int, str] = (0, "1970-01-01T00:00:00.")
+# The last millisecond that was written, since the epoch in microseconds, and its text: most
+# messages of a busy process share it.
+_last_millisecond: tuple[int, str] = (0, "1970-01-01T00:00:00.000")
 # Twice as fast as a format.
 _THREE_DIGITS = [f"{number:03}" for number in range(1000)]
 
 
 def _time_text(microseconds: int) -> str:
     """Return a time since the epoch as the wire has it: UTC without an offset, six digits."""
-    global _last_second  # noqa: PLW0603  a cache of one; a lost race costs one computation
-    start, text = _last_second
+    global _last_millisecond  # noqa: PLW0603  a cache of one; a lost race costs one computation
+    start, text = _last_millisecond
     rest = microseconds - start
-    if not 0 <= rest < _SECOND:
-        second, rest = divmod(microseconds, _SECOND)
-        text = (_NAIVE_EPOCH + timedelta(seconds=second)).isoformat() + "."
-        _last_second = second * _SECOND, text
-    return f"{text}{_THREE_DIGITS[rest // 1000]}{_THREE_DIGITS[rest % 1000]}"
+    if not 0 <= rest < _MILLISECOND:
+        milliseconds, rest = divmod(microseconds, _MILLISECOND)
+        seconds, number = divmod(milliseconds, 1000)
+        moment = _NAIVE_EPOCH + timedelta(seconds=seconds)
+        text = f"{moment.isoformat()}.{_THREE_DIGITS[number]}"
+        _last_millisecond = microseconds - rest, text
+    return text + _THREE_DIGITS[rest]
 
 
 def _check_name(name: Any) -> None:
@@ -228,6 +247,12 @@ def _checked_headers(name: str, given: dict[str, Any]) -> dict[str, Any]:
         raise EncodeError(f"{escaped(name)}: {fault}")
     write_plain(headers)
     return headers
+
+
+def _parts_of(name: str, cls: type) -> Parts:
+    _check_name(name)
+    quick, _, headers = _payloads.get(cls) or _payload_of(cls)
+    return name, quick, msgspec.Raw(_write(name)), msgspec.Raw(_write(headers))
 
 
 def _payload_of(cls: type) -> tuple[Write, Write, dict[str, Any]]:

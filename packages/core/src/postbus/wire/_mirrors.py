@@ -104,12 +104,17 @@ class Mirror:
         raise NotSimpleError
 
     @property
+    def is_flat(self) -> bool:
+        """Whether the class takes what is in the Struct as it is: nothing nested, no defaults."""
+        return not self._optional and not self._makers
+
+    @property
     def build(self) -> Callable[[Any], Any]:
         """What makes the object that a Struct read from JSON stands for."""
         if self._optional:
             return self._build_with_defaults
         cls, makers = self.cls, tuple(self._makers)
-        if not makers:
+        if self.is_flat:
             return lambda mirrored: cls(*astuple(mirrored))
 
         def build(mirrored: Any) -> Any:

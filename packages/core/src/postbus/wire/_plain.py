@@ -32,8 +32,11 @@ PLAIN: Any = _plain(_LEVELS, _Finite)
 READ_PLAIN: Any = _plain(_LEVELS, float)
 
 
-class PlainValue(msgspec.Struct):
-    """A value of `PLAIN`: msgspec keeps what it works out about a type with a Struct only."""
+class PlainValue(msgspec.Struct, array_like=True, gc=False):
+    """A value of `PLAIN`: msgspec keeps what it works out about a type with a Struct only.
+
+    An array, since a tuple around the value is made faster than a dict.
+    """
 
     value: PLAIN  # pyright: ignore[reportInvalidTypeForm]  # built in a loop, of types only
 
@@ -54,7 +57,7 @@ def write_plain(value: Any) -> Any:
     if type(value) in _SIMPLE:
         return value
     try:
-        msgspec.convert({"value": value}, PlainValue)
+        msgspec.convert((value,), PlainValue)
     except msgspec.ValidationError:
         # Deeper than _LEVELS, or wrong: this way is slower and says what.
         _walk(value, MAX_DEPTH)

@@ -63,6 +63,7 @@ def _writer(tp: Any, level: int) -> Check:
         cls.__name__,
         [(field.name, Any) for field in fields],
         rename={field.name: field.key for field in fields},
+        gc=False,  # None of them outlives its encoding.
     )
     if len(fields) == 1:
         return _writer_of_one(fields[0].name, *parts[0], struct)
@@ -93,13 +94,20 @@ def _part(tp: Any, level: int) -> Part:
 def _writer_of_one(name: str, classes: frozenset[type], check: Check | None, struct: Any) -> Check:
     get = attrgetter(name)
 
+    def write_plain(value: Any) -> Any:
+        item = get(value)
+        if type(item) is not dict:
+            raise NotSimpleError
+        _convert((item,), PlainValue)
+        return struct(item)
+
     def write(value: Any) -> Any:
         item = get(value)
         if type(item) not in classes:
             raise NotSimpleError
         return struct(item if check is None else check(item))
 
-    return write
+    return write_plain if check is _plain else write
 
 
 def _writer_of_many(fields: tuple[Field, ...], parts: list[Part], struct: Any) -> Check:
@@ -135,7 +143,7 @@ def _each(classes: frozenset[type], check: Check | None, items: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    _convert({"value": value}, PlainValue)
+    _convert((value,), PlainValue)
     return value
 
 
