@@ -111,7 +111,17 @@ class Durable(Changed):
 
 class Leased(Changed):
     name = "leased"
-    changes = {"delay": None, "lease": 10.0, "redeliver_on_crash": True}
+    changes = {"delay": None, "lease": 10.0}
+
+
+class Forgetful(Changed):
+    name = "forgetful"
+    changes = {"redeliver_on_crash": True}
+
+
+class Direct(Changed):
+    name = "direct"
+    changes = {"redeliver_on_crash": True, "retry": False, "delay": None}
 
 
 class OneWay(Changed):
@@ -125,6 +135,7 @@ class Asking(Changed):
 
 
 DURABLE, LEASED, ONEWAY, ASKING = Durable(), Leased(), OneWay(), Asking()
+FORGETFUL, DIRECT = Forgetful(), Direct()
 """
 POINTS = """
 [postbus.transports]
@@ -132,6 +143,8 @@ durable = postbus_check_transports:DURABLE
 leased = postbus_check_transports:LEASED
 oneway = postbus_check_transports:ONEWAY
 asking = postbus_check_transports:ASKING
+forgetful = postbus_check_transports:FORGETFUL
+direct = postbus_check_transports:DIRECT
 broken = postbus_check_transports:MISSING
 """
 
@@ -340,6 +353,8 @@ PROJECTS: list[tuple[str, dict[str, Any]]] = [
             "stores": {"main": MEMORY},
         },
     ),
+    ("volatile-queue", {"consumers": {"mail": {"transport": "forgetful"}}}),
+    ("volatile-queue", {"producers": {"mail": {"transport": "forgetful"}}}),
     ("poison-loop", {"consumers": {"mail": {"transport": "durable"}}}),
     ("threads-on-async", {f"{COMMANDS}/shop.mail.send": {"to": "ahandle", "threads": True}}),
     ("threads-on-async", {f"{COMMANDS}/shop.mail.send": {"to": "async_handler", "threads": True}}),
@@ -399,6 +414,11 @@ SOUND: list[dict[str, Any]] = [
             ("shop.place-order", "shop.mail.send", "shop.report.write"), "producers.mail"
         ),
     },
+    {
+        "consumers": {"mail": {"transport": "direct"}},
+        "producers": {"mail": {"transport": "direct"}},
+    },
+    {"consumers": {"mail": {"transport": "forgetful", "guarantee": "at-most-once"}}},
     {f"{COMMANDS}/shop.mail.send": "ahandle"},
     {f"{COMMANDS}/shop.mail.send": {"to": "handle", "threads": True}},
     {"consumers": {"mail": {**DURABLE_CONSUMER, "time_limit": 60.0}}, "stores": {"main": SQLITE}},
@@ -498,6 +518,7 @@ class TestCheck:
             ("shop", "shop.application:Shop", "1-now.toml"),
             ("shop", "shop.application:Shop", "2-later.toml"),
             ("shop", "shop.application:open_shop", "3-mail-later.toml"),
+            ("shop", "shop.application:Shop", "4-durable.toml"),
             ("containers", "hotel.application:Hotel", "memory.toml"),
             ("containers", "hotel.application:open_hotel", "zeromq.toml"),
         ],
@@ -513,6 +534,8 @@ class TestCheck:
         """They show how it is done."""
         if config == "zeromq.toml" or folder == "shop":
             pytest.importorskip("postbus_zeromq")
+        if config == "4-durable.toml":
+            pytest.importorskip("postbus_files")
         monkeypatch.setenv("HOTEL_DATABASE", str(tmp_path / "hotel.db"))
         monkeypatch.setenv("SHOP_LEDGERS", str(tmp_path))
         monkeypatch.chdir(ROOT / "examples" / folder)

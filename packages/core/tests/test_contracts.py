@@ -36,13 +36,13 @@ from postbus.testing import (
 from postbus.testing._contracts import _peer as peer
 from postbus.testing._contracts._claims import CONSUMER_CLAIMS, PRODUCER_CLAIMS
 from postbus.testing._contracts._link import Link
-from postbus.transports import Capabilities, CommonSettings, Reply
+from postbus.transports import Capabilities, CommonSettings, Reply, WireMessage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from postbus.transports import Delivery, WireMessage
+    from postbus.transports import Delivery, WaitingMessage
 
 # Held until a test is over; what hangs in it is let go then.
 released = threading.Event()
@@ -170,6 +170,48 @@ class TakesTooSoon(MemoryConsumer):
         deliveries = await super().receive(max_messages)
         await asyncio.sleep(0)
         return deliveries
+
+
+class TakesToLook(MemoryConsumer):
+    """Looks at messages by taking them."""
+
+    def peek(self, queue: str, *, offset: int = 0, limit: int = 20) -> Sequence[WaitingMessage]:
+        seen = super().peek(queue, offset=offset, limit=limit)
+        super().purge(queue)
+        return seen
+
+
+class LooksFromTheBeginning(MemoryConsumer):
+    """Knows no offset."""
+
+    def peek(self, queue: str, *, offset: int = 0, limit: int = 20) -> Sequence[WaitingMessage]:
+        return super().peek(queue, limit=offset + limit)
+
+
+class CountsWhatIsHeld(MemoryConsumer):
+    """Counts deliveries as waiting messages."""
+
+    def count(self) -> Mapping[str, int]:
+        return {name: count + len(self._unsettled) for name, count in super().count().items()}
+
+
+class LeavesTheLast(MemoryConsumer):
+    """Removes all but one of what waits, and says that it was all."""
+
+    def purge(self, queue: str) -> int:
+        waiting = self.peek(queue)
+        count = super().purge(queue)
+        for last in waiting[-1:]:
+            self._queue.add(WireMessage(last.body, {}, new_id(), "left"), 10)
+        return count
+
+
+class DeletesItsQueue(MemoryConsumer):
+    """Takes the queue along when it closes."""
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        self._queue.purge()
 
 
 class Waits(MemoryConsumer):
@@ -309,6 +351,15 @@ def judged_by(test: Callable[..., None], under_test: TransportUnderTest, *argume
             (),
         ),
         (Wrong(consumer=Waits), ConsumerContract().test_closing_ends_a_receive_that_waits, ()),
+        (Wrong(consumer=TakesToLook), CONSUMER_CLAIMS["inspect"].holds, ()),
+        (Wrong(consumer=LooksFromTheBeginning), CONSUMER_CLAIMS["inspect"].holds, ()),
+        (Wrong(consumer=CountsWhatIsHeld), CONSUMER_CLAIMS["count"].holds, ()),
+        (Wrong(consumer=LeavesTheLast), CONSUMER_CLAIMS["purge"].holds, ()),
+        (
+            Wrong(consumer=DeletesItsQueue),
+            partial(ConsumerContract().test_closing_deletes_no_queue, is_used=False),
+            (),
+        ),
     ],
     ids=[
         "drops",
@@ -323,6 +374,11 @@ def judged_by(test: Callable[..., None], under_test: TransportUnderTest, *argume
         "takes ahead",
         "takes too soon",
         "waits when closed",
+        "takes to look",
+        "looks from the beginning",
+        "counts what is held",
+        "leaves the last",
+        "deletes its queue",
     ],
 )
 def test_a_wrong_transport_fails_the_test_of_what_is_wrong(
@@ -463,7 +519,7 @@ def test_a_run_counts_what_it_has_shown(tmp_path: Path) -> None:
             @pytest.mark.skip
             def test_any_thread_may_settle(self): ...
         """,
-        *("-k", "any_thread_may_settle or inspect or (declares and expiry)"),
+        *("-k", "any_thread_may_settle or lease or (declares and expiry)"),
     )
     assert done.returncode == 0, done.stdout
     assert "TestHonest: asserted / refused / skipped = 3 / 1 / 0" in done.stdout
@@ -476,13 +532,16 @@ def test_a_run_of_a_transport_that_is_not_as_it_declares_is_red(tmp_path: Path) 
         tmp_path,
         """
         class TestLying(OfMemory):
-            transport = declaring(MEMORY, expiry=False, purge=True)
+            transport = declaring(MEMORY, expiry=False, queries_only=True)
         """,
         *("-k", "declares"),
     )
     assert done.returncode == 1, done.stdout
     failed = [line.rpartition("::")[2] for line in done.stdout.splitlines() if "FAILED" in line]
-    assert {each.partition("[")[2].partition("]")[0] for each in failed} == {"expiry", "purge"}
+    assert {each.partition("[")[2].partition("]")[0] for each in failed} == {
+        "expiry",
+        "queries_only",
+    }
 
 
 def test_a_contract_says_what_it_needs(tmp_path: Path) -> None:

@@ -429,6 +429,46 @@ class TestReceive:
         asyncio.run(main())
 
 
+class TestLooking:
+    """What waits can be counted, looked at and removed."""
+
+    def test_what_expired_or_is_not_due_does_not_wait(self, address: str) -> None:
+        """Nobody could receive it now."""
+        consumer = MemoryConsumer(address=address)
+        now = datetime.now(UTC)
+        send(address, b"over", expires_at=now - timedelta(seconds=1))
+        send(address, b"not yet over", expires_at=now + timedelta(hours=1))
+        send(address, b"late", delay=600.0)
+        send(address, b"soon", delay=0.001)
+        while consumer.count() == {address: 1}:
+            os.sched_yield()
+
+        assert [b"not yet over", b"soon"] == [each.body for each in consumer.peek(address)]
+        assert consumer.purge(address) == 2
+        assert consumer.count() == {address: 0}
+
+    def test_a_look_shows_headers_too(self, address: str) -> None:
+        """Those that the system itself keeps."""
+        send(address, b"1")
+        (seen,) = MemoryConsumer(address=address).peek(address)
+        assert {"name": "shop.place-order"} == seen.headers
+
+    def test_what_is_more_urgent_is_seen_first(self, address: str) -> None:
+        """In the order in which it would be received, a part at a time (K15)."""
+        send(address, b"1", b"2")
+        send(address, b"9", priority=9)
+        consumer = MemoryConsumer(address=address)
+        assert [b"9", b"1", b"2"] == [each.body for each in consumer.peek(address)]
+        assert [b"1"] == [each.body for each in consumer.peek(address, offset=1, limit=1)]
+
+    def test_a_query_that_is_removed_fails(self, address: str) -> None:
+        """Whoever asked need not wait for the deadline."""
+        reply: Promise[Reply] = Promise()
+        MemoryProducer(address=address).request(make_message(), reply)
+        assert MemoryConsumer(address=address).purge(address) == 1
+        assert isinstance(reply.exception(), RejectedError)
+
+
 class TestTransport:
     def test_the_record_makes_both_roles(self, address: str) -> None:
         """The entry point's record builds from settings, and says what the instances can do."""
@@ -445,7 +485,7 @@ class TestTransport:
         assert consumer.capabilities == MEMORY.capabilities(consuming, common)
 
     def test_it_claims_what_the_tests_here_prove(self) -> None:
-        """Acknowledged, ordered, delayed, expiring, by priority, with answers; never durable."""
+        """All that a queue in one process can be; never durable."""
         can = MEMORY.capabilities(MemoryConsumerSettings(), CommonSettings(name="x"))
         assert (
             can.acknowledge,
@@ -457,7 +497,8 @@ class TestTransport:
             can.delay,
             can.max_size_bytes,
         ) == (True, True, True, True, True, True, 0.001, 1024 * 1024)
-        assert not any([can.durable, can.redeliver_on_crash, can.inspect, can.purge])
+        assert all([can.count, can.inspect, can.purge])
+        assert not any([can.durable, can.redeliver_on_crash])
 
     def test_the_settings_name_their_defaults(self) -> None:
         """A section without keys uses one shared address."""

@@ -977,6 +977,27 @@ class TestClosing:
             postbus.bus("command_bus")
 
 
+class TestConsumer:
+    """`consumer()`: a new one, without a worker."""
+
+    def test_it_is_as_its_section_says(self) -> None:
+        """Each call makes one; whoever asks closes it."""
+        section = {"transport": "memory", "address": "looked-at"}
+        with build({"consumers": {"mail": section}}) as postbus:
+            first, second = postbus.consumer("mail"), postbus.consumer("mail")
+            asyncio.run(first.aclose())
+            assert {"looked-at": 0} == second.count()
+
+    def test_an_unknown_name_is_refused(self) -> None:
+        """With the nearest one there is; and closed it refuses any."""
+        postbus = build({"consumers": {"mail": {"transport": "memory"}}})
+        with pytest.raises(ConfigurationError, match="did you mean 'mail'"):
+            postbus.consumer("mial")
+        postbus.close()
+        with pytest.raises(ClosedError):
+            postbus.consumer("mail")
+
+
 class TestWorker:
     """`worker()`: a new one over every consumer."""
 

@@ -144,7 +144,7 @@ class TestFailures:
     def test_the_last_five_failures_are_kept(self, store: Store) -> None:
         """What was noted while it was tried again is its history, bounded."""
         for number in range(7):
-            store.failures.note("k1", failure(number))
+            store.failures.note_many([("k1", failure(number))])
         store.failures.put(failed(history=(failure(7),)))
         kept = store.failures.get("k1")
         assert kept is not None
@@ -152,7 +152,7 @@ class TestFailures:
 
     def test_what_was_handled_after_all_leaves_nothing(self, store: Store) -> None:
         """`forget` drops failures and redeliveries."""
-        store.failures.note("k1", failure())
+        store.failures.note_many([("k1", failure())])
         assert [1, 2] == [store.failures.note_redelivery("k1") for _ in range(2)]
         store.failures.forget("k1")
         assert 1 == store.failures.note_redelivery("k1")
@@ -186,6 +186,21 @@ class TestFailures:
             store.failures.count(consumer="report", reason="x"),
         )
 
+    def test_many_are_kept_as_one_by_one(self, store: Store) -> None:
+        """Hundreds in one call, each with what was noted before; of a key twice the last."""
+        store.failures.note_many(
+            [("k1", failure(1)), ("k2", failure(2)), ("k1", failure(3)), ("k2", failure(4))]
+        )
+        rows = [failed(f"k{number}", history=(failure(9),)) for number in range(350)]
+        store.failures.put_many([failed("k5", reason="no_handler"), *rows])
+        assert 350 == store.failures.count(reason="handler_failed")
+        found = {each.key: each.history for each in store.failures.list(limit=1000)}
+        assert (failure(1), failure(3), failure(9)) == found["k1"]
+        assert (failure(2), failure(4), failure(9)) == found["k2"]
+        assert {(failure(9),)} == {found[f"k{number}"] for number in range(3, 350)}
+        store.failures.put_many(())
+        assert 350 == store.failures.count()
+
     def test_a_body_can_be_replaced_and_a_row_deleted(self, store: Store) -> None:
         """Both say whether there was such a row."""
         store.failures.put(failed())
@@ -217,6 +232,16 @@ class TestSchedule:
             store.schedule.put(row)
         claims = store.schedule.claim(TARGETS, limit=2, lease=9.0)
         assert [rows[1], rows[2]] == [claim.scheduled for claim in claims]
+
+    def test_many_are_kept_as_one_by_one(self, store: Store) -> None:
+        """Hundreds in one call; what was claimed and is put again is nobody's."""
+        store.schedule.put(due_in(-1, id_="0"))
+        assert store.schedule.claim(TARGETS[:1], limit=1, lease=60)
+        store.schedule.put_many([due_in(-number, id_=str(number)) for number in range(350)])
+        claims = store.schedule.claim(TARGETS[:1], limit=1000, lease=60)
+        assert [str(number) for number in reversed(range(350))] == [
+            each.scheduled.message.id for each in claims
+        ]
 
     def test_a_row_is_one_message_of_one_target(self, store: Store) -> None:
         """The same id takes its row's place, another target has a row of its own."""
@@ -508,6 +533,19 @@ class TestSQLite:
         with pytest.raises(TransportError, match="full"):
             sqlite.failures.put(failed("k2", body=b"x" * 1_000_000))
         assert 1 == sqlite.failures.count()
+
+    def test_of_many_all_are_kept_or_none(self, sqlite: SQLiteStore) -> None:
+        """The last of two hundred does not fit: nothing is kept, and nothing noted forgotten."""
+        sqlite.failures.note_many([("k1", failure())])
+        wrong: Any = object()
+        rows = [failed(f"k{number}", history=()) for number in range(200)]
+        with pytest.raises(TransportError):
+            sqlite.failures.put_many([*rows, failed("last", body=wrong)])
+        assert 0 == sqlite.failures.count()
+        sqlite.failures.put_many(rows)
+        kept = sqlite.failures.get("k1")
+        assert kept is not None
+        assert (failure(),) == kept.history
 
     def test_a_folder_that_is_not_there(self, tmp_path: Path) -> None:
         """It says which file cannot be opened, and why."""

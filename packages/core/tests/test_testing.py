@@ -106,9 +106,14 @@ class TestRecordingProducer:
         """By default it can do everything; told that it cannot, it behaves so."""
         RecordingProducer().send(make_message(**options))
         producer = RecordingProducer(capabilities=Capabilities())
-        with pytest.raises(UnsupportedError, match="place-order: this producer has no"):
-            producer.send_many([make_message(), make_message(**options)])
+        with pytest.raises(UnsupportedError, match=r"place-order .*: this producer has no"):
+            producer.send(make_message(**options))
         assert [] == producer.messages
+
+    def test_it_refuses_a_priority_that_there_is_not(self) -> None:
+        """0 to 9, as every transport that has priorities."""
+        with pytest.raises(RejectedError, match="priority must be 0 to 9, got 10"):
+            RecordingProducer().send(make_message(priority=10))
 
     def test_for_queries_only_it_refuses_the_rest(self) -> None:
         """Z02: a message that wants no answer is not recorded."""
@@ -117,8 +122,8 @@ class TestRecordingProducer:
             producer.send(make_message())
         assert [] == producer.messages
 
-    def test_a_body_too_large_is_refused_alone(self) -> None:
-        """The others of the batch are taken."""
+    def test_a_message_of_a_batch_is_refused_alone(self) -> None:
+        """The others are taken."""
         producer = RecordingProducer(capabilities=Capabilities(max_size_bytes=3))
         with pytest.raises(PartiallySentError) as caught:
             producer.send_many([make_message(b"1"), make_message(b"four"), make_message(b"2")])

@@ -13,7 +13,7 @@ import pytest
 
 from postbus.errors import ClosedError, ConnectionFailedError, TransportError, UnsupportedError
 from postbus.threaded import Action, BlockingClient, Received, Settlement, ThreadedConsumer
-from postbus.transports import Capabilities, Delivery, Reply, WireMessage
+from postbus.transports import Capabilities, Delivery, Reply, WaitingMessage, WireMessage
 
 T = TypeVar("T")
 PATIENCE = 30
@@ -94,6 +94,18 @@ class ScriptedClient(BlockingClient[str]):
         self._note("tend")
         self.tended += 1
         return super().tend() if self.tend_interval is None else self.tend_interval
+
+    def count(self) -> Mapping[str, int]:
+        self._note("count")
+        return dict.fromkeys(self.queues, len(self.waiting))
+
+    def peek(self, queue: str, offset: int, limit: int) -> Sequence[WaitingMessage]:
+        self._note(f"peek {queue} {offset} {limit}")
+        return [WaitingMessage(each.body) for each in self.waiting]
+
+    def purge(self, queue: str) -> int:
+        self._note(f"purge {queue}")
+        return 3
 
     @property
     def asked(self) -> list[tuple[Action, str]]:
@@ -644,3 +656,102 @@ def test_a_forked_child_starts_a_thread_of_its_own() -> None:
 
     assert os.waitpid(child, 0)[1] == 0
     asyncio.run(consumer.aclose())
+
+
+class TestRetry:
+    def test_what_the_capabilities_exclude_is_given_back(self) -> None:
+        """The client is never asked to send what it could not; the first settlement wins."""
+        client = ScriptedClient(b"a", b"b")
+        wrong = WireMessage(b"again", {}, "an-id", "shop.echo", priority=3)
+
+        async def scenario() -> None:
+            consumer = ThreadedConsumer(client)
+            first, second = await consumer.receive(2)
+            first.retry(wrong)
+            first.retry(RETRIED)
+            second.ack()
+            second.retry(wrong)
+            assert first.lost
+            with pytest.raises(UnsupportedError, match="scripted has no priorities"):
+                await first.settled()
+            await second.settled()
+            assert not second.lost
+            await until(lambda: len(client.asked) == 2)
+            await consumer.aclose()
+
+        run(scenario)
+
+        assert client.asked == [(Action.NACK, "a"), (Action.ACK, "b")]
+
+
+class TestLooking:
+    """`count`, `peek` and `purge`, which need nothing of the owner thread."""
+
+    LOOKING = Capabilities(count=True, inspect=True, purge=True)
+
+    def test_the_client_is_asked_on_the_callers_thread(self) -> None:
+        """Whether or not anything was received; a poll that waits is not disturbed."""
+        client = ScriptedClient(b"a", capabilities=self.LOOKING)
+        client.queues = ("mail", "news")
+        consumer = ThreadedConsumer(client)
+
+        assert consumer.count() == {"mail": 1, "news": 1}
+        assert consumer.peek("mail") == [WaitingMessage(b"a")]
+        assert consumer.peek("news", offset=5, limit=1) == [WaitingMessage(b"a")]
+        assert consumer.purge("mail") == 3
+
+        assert client.calls == ["count", "peek mail 0 20", "peek news 5 1", "purge mail"]
+        assert client.threads == {threading.get_ident()}
+
+    def test_what_the_capabilities_deny_is_never_asked(self) -> None:
+        """The client may be one for several systems."""
+        client = ScriptedClient(capabilities=Capabilities())
+        client.queues = ("mail",)
+        consumer = ThreadedConsumer(client)
+
+        for call in (
+            consumer.count,
+            lambda: consumer.peek("mail"),
+            lambda: consumer.purge("mail"),
+        ):
+            with pytest.raises(UnsupportedError):
+                call()
+        assert client.calls == []
+
+    def test_an_unknown_queue_is_refused_with_those_that_there_are(self) -> None:
+        """Before anything is asked (K16)."""
+        client = ScriptedClient(capabilities=self.LOOKING)
+        client.queues = ("mail", "news")
+        consumer = ThreadedConsumer(client)
+
+        for call in (consumer.peek, consumer.purge):
+            with pytest.raises(
+                UnsupportedError, match="no queue 'post', only from 'mail', 'news'"
+            ):
+                call("post")
+        assert client.calls == []
+
+    def test_closed_it_refuses(self) -> None:
+        """As it refuses to receive (K14)."""
+        consumer = ThreadedConsumer(ScriptedClient(capabilities=self.LOOKING))
+        run(consumer.aclose)
+
+        for call in (
+            consumer.count,
+            lambda: consumer.peek("mail"),
+            lambda: consumer.purge("mail"),
+        ):
+            with pytest.raises(ClosedError):
+                call()
+
+    def test_a_client_that_declares_more_than_it_has_is_found_out(self) -> None:
+        """That is a mistake of whoever wrote it, and no refusal."""
+        client = ScriptedClient(capabilities=self.LOOKING)
+
+        for call in (
+            lambda: BlockingClient.count(client),
+            lambda: BlockingClient.peek(client, "mail", 0, 1),
+            lambda: BlockingClient.purge(client, "mail"),
+        ):
+            with pytest.raises(NotImplementedError):
+                call()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import pytest
@@ -16,6 +17,7 @@ from postbus.transports import (
     Capabilities,
     CommonSettings,
     Delivery,
+    MessageConsumer,
     MessageProducer,
     QueryClient,
     Reply,
@@ -26,8 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 
-def make_message(body: bytes = b"{}") -> WireMessage:
-    return WireMessage(body, {}, "0f0e0d0c-0000-4000-8000-000000000000", "shop.place-order")
+def make_message(body: bytes = b"{}", **fields: Any) -> WireMessage:
+    message_id = "0f0e0d0c-0000-4000-8000-000000000000"
+    return WireMessage(body, {}, message_id, "shop.place-order", **fields)
 
 
 class LeastProducer(MessageProducer):
@@ -64,6 +67,16 @@ class LeastDelivery(Delivery):
 
     def settled(self) -> Promise[None]:
         return Promise.resolved(None)
+
+
+class LeastConsumer(MessageConsumer):
+    capabilities = Capabilities()
+
+    async def receive(self, max_messages: int) -> Sequence[Delivery]:
+        return []
+
+    async def aclose(self) -> None:
+        pass
 
 
 class TestMessageProducer:
@@ -119,6 +132,75 @@ class TestDelivery:
         delivery = LeastDelivery(b"1", {"a": "b"}, "tcp://here", redelivered=True)
         assert (False, False, True) == (delivery.lost, delivery.can_reply, delivery.redelivered)
         assert (b"1", {"a": "b"}) == (delivery.body, delivery.headers)
+
+
+class TestMessageConsumer:
+    @pytest.mark.parametrize(
+        "call",
+        [lambda c: c.count(), lambda c: c.peek("mail"), lambda c: c.purge("mail")],
+        ids=["count", "peek", "purge"],
+    )
+    def test_what_a_transport_lacks_is_refused(
+        self, call: Callable[[MessageConsumer], object]
+    ) -> None:
+        """A consumer that only receives says so, with its name."""
+        with pytest.raises(UnsupportedError, match="LeastConsumer cannot"):
+            call(LeastConsumer())
+
+
+class TestRefusal:
+    """What capabilities exclude, in the same words for every transport."""
+
+    EVERYTHING = Capabilities(priority=True, delay=1.0, expiry=True, max_size_bytes=3)
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {},
+            {"body": b"123"},
+            {"priority": 0},
+            {"priority": 9},
+            {"delay": 1.0},
+            {"expires_at": datetime.now(UTC)},
+        ],
+    )
+    def test_what_they_have_is_not_refused(self, fields: dict[str, Any]) -> None:
+        """Up to the limits themselves."""
+        assert None is self.EVERYTHING.refusal(make_message(**{"body": b"", **fields}), "a shelf")
+
+    @pytest.mark.parametrize("priority", [-1, 10])
+    def test_a_priority_that_there_is_not_is_rejected(self, priority: int) -> None:
+        """0 to 9."""
+        refusal = self.EVERYTHING.refusal(make_message(priority=priority), "a shelf")
+        assert isinstance(refusal, RejectedError)
+        assert str(refusal).endswith(f": priority must be 0 to 9, got {priority}")
+
+    def test_a_body_that_is_too_large_is_rejected(self) -> None:
+        """With the setting that says how large it may be."""
+        message = make_message(b"1234", priority=-1)
+        refusal = self.EVERYTHING.refusal(message, "a shelf", size_key="shelf_bytes")
+        assert isinstance(refusal, RejectedError)
+        assert str(refusal) == (
+            f"{message.name} {message.id}: the body has 4 bytes, at most 3 are configured "
+            "(`shelf_bytes`)"
+        )
+        assert None is Capabilities().refusal(make_message(bytes(10_000_000)), "a shelf")
+
+    @pytest.mark.parametrize(
+        ("fields", "what"),
+        [
+            ({"priority": 0}, "priorities"),
+            ({"priority": 10}, "priorities"),
+            ({"delay": 0.1}, "delays"),
+            ({"expires_at": datetime.now(UTC)}, "expiry"),
+        ],
+    )
+    def test_what_they_deny_is_unsupported(self, fields: dict[str, Any], what: str) -> None:
+        """And the error names the system; a delay of nothing is none."""
+        refusal = Capabilities().refusal(make_message(**fields), "a shelf")
+        assert isinstance(refusal, UnsupportedError)
+        assert str(refusal).endswith(f": a shelf has no {what}")
+        assert None is Capabilities().refusal(make_message(delay=0.0), "a shelf")
 
 
 class TestRecords:

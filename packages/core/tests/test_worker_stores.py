@@ -393,7 +393,7 @@ async def _peek(address: str) -> Envelope:
 
 
 def _key(envelope: Envelope) -> str:
-    return failure_key("mail", b"", envelope.id)
+    return failure_key("mail", b"", decode(encode(envelope), CATALOG))
 
 
 class TestPolicies:
@@ -562,12 +562,15 @@ class TestStoresThatAreDown:
         with build(section, {"handler": handler}, CATALOG) as postbus:
             switch = unreliable(postbus, "failures")
             switch.is_down = True
-            send(address, *map(PlaceOrder, range(5)))
+            send(address, PlaceOrder(0))
             worker = postbus.worker()
             worker._pause = lambda _: 0.01
             with worker.running():
-                assert switch.refused.wait(20)
                 until(lambda: worker.states == {"mail": "paused"})
+                send(address, *map(PlaceOrder, range(1, 5)))
+                for _ in range(5):
+                    switch.refused.clear()
+                    assert switch.refused.wait(20)
                 assert [PlaceOrder(0)] == handler.handled
                 switch.is_down = False
                 until(lambda: len(handler.handled) == 5)
@@ -608,6 +611,24 @@ class TestStoresThatAreDown:
                 until(lambda: worker.states == {"mail": "paused"})
                 switch.is_down = False
                 until(lambda: len(handler.handled) == 2)
+
+    def test_an_inbox_forgets_while_the_worker_runs(
+        self, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What is older than `inbox_ttl` takes no room in a worker that never stops."""
+        monkeypatch.setattr("postbus.worker._kept.PURGE_INTERVAL", 0.01)
+        handler = Handlers()
+        store = {"store": "sqlite", "path": str(tmp_path / "main.db"), "inbox_ttl": 0.01}
+        section = config(address, store, inbox="main")
+        section["worker"] = {}
+        again = Envelope(PlaceOrder(1))
+
+        def is_handled_anew() -> bool:
+            send(address, again)
+            return len(handler.handled) > 1
+
+        with build(section, {"handler": handler}, CATALOG) as postbus, postbus.worker().running():
+            until(is_handled_anew)
 
     def test_stopped_while_the_inbox_is_down_nothing_was_received(self, address: str) -> None:
         """The worker ends, and the message waits where it was."""

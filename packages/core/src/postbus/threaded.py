@@ -25,7 +25,7 @@ from postbus.transports import Delivery, MessageConsumer
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from postbus.transports import Capabilities, Reply, WireMessage
+    from postbus.transports import Capabilities, Reply, WaitingMessage, WireMessage
 
 __all__ = ["Action", "BlockingClient", "Received", "Settlement", "ThreadedConsumer"]
 
@@ -37,6 +37,8 @@ logger: logging.Logger = logging.getLogger("postbus.threaded")
 _SHORT_POLL = 0.02
 # And while nothing can be asked but the close.
 _LONG_POLL = 0.5
+# What `aclose` waits for a client that is still connecting: it often has just done so.
+_CONNECTING = 0.2
 _NO_HEADERS: Mapping[str, str] = {}
 
 
@@ -57,7 +59,8 @@ _FINAL = frozenset({Action.ACK, Action.NACK, Action.RETRY})
 class Received(Generic[T]):
     """One message as a client has it. *receipt* is what the client needs to settle it.
 
-    *can_reply* says that whoever sent it waits for an answer.
+    *can_reply* says that whoever sent it may wait for an answer, *is_awaited* whether that is
+    known to be so.
     """
 
     body: bytes
@@ -65,6 +68,7 @@ class Received(Generic[T]):
     headers: Mapping[str, str] = _NO_HEADERS
     redelivered: bool = False
     can_reply: bool = False
+    is_awaited: bool = True
 
 
 @attrs.frozen
@@ -80,7 +84,7 @@ class Settlement(Generic[T]):
 
 
 class BlockingClient(ABC, Generic[T]):
-    """What a `ThreadedConsumer` drives. All calls but `wake` come from one thread.
+    """What a `ThreadedConsumer` drives. All calls come from one thread, unless they say otherwise.
 
     A `TransportError` that a method raises means that the connection is gone: everything
     unsettled is lost to its holders, `close` is called, and the next `receive` calls `open`
@@ -90,11 +94,13 @@ class BlockingClient(ABC, Generic[T]):
         source: where messages come from, for people; no secrets.
         capabilities: what it can do; an action that they deny is never asked.
         can_wake: whether `wake` ends a waiting `poll`.
+        queues: what it takes from, by the names that `count` has.
     """
 
     source: str
     capabilities: Capabilities
     can_wake: ClassVar[bool] = False
+    queues: Sequence[str] = ()
 
     @abstractmethod
     def open(self) -> None:
@@ -140,6 +146,33 @@ class BlockingClient(ABC, Generic[T]):
         """
         return None
 
+    # Any thread, while the others go on: over a connection of their own. Each is called only
+    # where the capabilities have it.
+
+    def count(self) -> Mapping[str, int]:
+        """Return how many messages wait in each of `queues`.
+
+        Raises:
+            TransportError: the system cannot be reached.
+        """
+        raise NotImplementedError
+
+    def peek(self, queue: str, offset: int, limit: int) -> Sequence[WaitingMessage]:
+        """Return at most *limit* messages that wait in *queue*, but for the first *offset*.
+
+        Raises:
+            TransportError: the system cannot be reached.
+        """
+        raise NotImplementedError
+
+    def purge(self, queue: str) -> int:
+        """Remove what waits in *queue*; return how many messages that were.
+
+        Raises:
+            TransportError: the system cannot be reached.
+        """
+        raise NotImplementedError
+
 
 class _ThreadedDelivery(Delivery):
     """A received message; what is asked about it waits for the owner thread."""
@@ -147,6 +180,7 @@ class _ThreadedDelivery(Delivery):
     # All but the receipt belongs to the consumer's lock.
     __slots__ = (
         "_consumer",
+        "_is_awaited",
         "_reply",
         "error",
         "is_answered",
@@ -162,6 +196,7 @@ class _ThreadedDelivery(Delivery):
         )
         self._consumer = consumer
         self._reply = received.can_reply
+        self._is_awaited = received.is_awaited
         self.receipt: Any = received.receipt
         # Whether ack, nack or retry was asked: the first of them wins.
         self.is_final: bool = False
@@ -183,7 +218,11 @@ class _ThreadedDelivery(Delivery):
     def retry(self, message: WireMessage) -> None:
         if not self._consumer.capabilities.retry:
             raise self._unsupported("retry")
-        self._consumer.ask(self, Action.RETRY, message)
+        refusal = self._consumer.capabilities.refusal(message, self.source)
+        if refusal is None:
+            self._consumer.ask(self, Action.RETRY, message)
+        else:
+            self._consumer.ask(self, Action.NACK, error=refusal)
 
     def reply(self, reply: Reply) -> None:
         if not self._reply:
@@ -201,6 +240,10 @@ class _ThreadedDelivery(Delivery):
     @property
     def can_reply(self) -> bool:
         return self._reply
+
+    @property
+    def is_awaited(self) -> bool:
+        return self._reply and self._is_awaited
 
     @property
     def lost(self) -> bool:
@@ -312,8 +355,17 @@ class ThreadedConsumer(MessageConsumer, Generic[T]):
         fetched = self._fetched
         return [fetched.popleft() for _ in range(min(max_messages, len(fetched)))]
 
-    def ask(self, delivery: _ThreadedDelivery, action: Action, argument: Any = None) -> None:
-        """Have *action* carried out by the owner thread. Any thread; returns at once."""
+    def ask(
+        self,
+        delivery: _ThreadedDelivery,
+        action: Action,
+        argument: Any = None,
+        error: TransportError | None = None,
+    ) -> None:
+        """Have *action* carried out by the owner thread. Any thread; returns at once.
+
+        With an *error* the delivery is lost to its holder by that.
+        """
         with self._changed:
             if action in _FINAL:
                 if delivery.is_final:
@@ -328,6 +380,7 @@ class ThreadedConsumer(MessageConsumer, Generic[T]):
             if delivery.error is not None:
                 return
             delivery.unfinished += 1
+            delivery.error = error
             self._asked.append((delivery, Settlement(action, delivery.receipt, argument)))
             is_first = len(self._asked) == 1
             if is_first:
@@ -351,12 +404,14 @@ class ThreadedConsumer(MessageConsumer, Generic[T]):
     async def aclose(self) -> None:
         """Carry out what was asked, give back the rest, close the client. Idempotent.
 
-        Waits at most `close_timeout` seconds; a client that blocks longer is left to its thread,
-        and that is logged.
+        Waits at most `close_timeout` seconds, and hardly for a client that is still connecting,
+        which has nothing to carry out; one that blocks longer is left to its thread, and that is
+        logged.
         """
         with self._changed:
             self._is_closed = True
             thread, waiter = self._thread, self._waiter
+            patience = self._close_timeout if self._is_open else _CONNECTING
             self._changed.notify_all()
         if thread is None or self._process != os.getpid():
             return
@@ -364,13 +419,36 @@ class ThreadedConsumer(MessageConsumer, Generic[T]):
         if waiter is not None:
             waiter.wake(self._closed())
         try:
-            async with asyncio.timeout(self._close_timeout):
+            async with asyncio.timeout(min(patience, self._close_timeout)):
                 await self._ended
         except TimeoutError:
             logger.warning(
                 "consumer did not close in time",
                 extra={"source": self.source, "close_timeout": self._close_timeout},
             )
+
+    def count(self) -> Mapping[str, int]:
+        """Return how many messages wait in each queue. Blocks; any thread."""
+        self._refuse(None, "count", can=self.capabilities.count)
+        return self._client.count()
+
+    def peek(self, queue: str, *, offset: int = 0, limit: int = 20) -> Sequence[WaitingMessage]:
+        """Return messages that wait in *queue*, the next one first. Blocks; any thread."""
+        self._refuse(queue, "peek at", can=self.capabilities.inspect)
+        return self._client.peek(queue, offset, limit)
+
+    def purge(self, queue: str) -> int:
+        """Remove what waits in *queue*; return how many. Blocks; any thread."""
+        self._refuse(queue, "purge", can=self.capabilities.purge)
+        return self._client.purge(queue)
+
+    def _refuse(self, queue: str | None, call: str, *, can: bool) -> None:
+        if self._is_closed:
+            raise self._closed()
+        if not can:
+            raise self._unsupported(call)
+        if queue is not None:
+            self._refuse_unknown(queue, self._client.queues)
 
     def _closed(self) -> ClosedError:
         return ClosedError(f"{self.source}: the consumer is closed")

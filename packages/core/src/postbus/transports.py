@@ -8,15 +8,15 @@ is configured, stands in its `Capabilities`, and is proved by the conformance ki
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import attrs
 import msgspec
 
-from postbus.errors import PartiallySentError, TransportError, UnsupportedError
+from postbus.errors import PartiallySentError, RejectedError, TransportError, UnsupportedError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
     from postbus.promises import Promise
@@ -31,9 +31,14 @@ __all__ = [
     "MessageProducer",
     "QueryClient",
     "Reply",
+    "Topology",
+    "TopologyPart",
     "Transport",
+    "WaitingMessage",
     "WireMessage",
 ]
+
+_LAST_PRIORITY = 9
 
 
 @attrs.frozen(kw_only=True)
@@ -46,8 +51,10 @@ class Capabilities:
     no answer is refused. *retry*: a delivery can be replaced by a new body. *delay*: the
     resolution of delayed sending in seconds, None for none. *priority*, *expiry*: honoured.
     *ordering*: first in, first out. *max_size_bytes*: the largest body, None for no limit.
-    *inspect*, *purge*: waiting messages can be listed, removed. *lease*: the seconds for which a
-    consumer has a delivery unless it extends that, None for no end.
+    *count*, *inspect*, *purge*: waiting messages can be counted, looked at without being taken,
+    removed; the last two never without the first, which says what the queues are called.
+    *lease*: the seconds for which a consumer has a delivery unless it extends that, None for no
+    end.
     """
 
     acknowledge: bool = False
@@ -61,9 +68,47 @@ class Capabilities:
     expiry: bool = False
     ordering: bool = False
     max_size_bytes: int | None = None
+    count: bool = False
     inspect: bool = False
     purge: bool = False
     lease: float | None = None
+
+    def refusal(
+        self, message: WireMessage, system: str, *, size_key: str = "max_size_bytes"
+    ) -> TransportError | None:
+        """Return why *message* cannot be sent with these, None where it can.
+
+        A `RejectedError` for a body that is too large and a priority that is none, an
+        `UnsupportedError` for what is denied. Cheap: made for every send.
+
+        Args:
+            message: what is to be sent.
+            system: what the transport is called, for people.
+            size_key: the setting that says how large a body may be.
+        """
+        limit, priority = self.max_size_bytes, message.priority
+        if limit is not None and len(message.body) > limit:
+            return RejectedError(
+                f"{message.name} {message.id}: the body has {len(message.body)} bytes, "
+                f"at most {limit} are configured (`{size_key}`)"
+            )
+        if priority is not None:
+            if not self.priority:
+                return _denied(message, system, "priorities")
+            if not 0 <= priority <= _LAST_PRIORITY:
+                return RejectedError(
+                    f"{message.name} {message.id}: priority must be 0 to {_LAST_PRIORITY}, "
+                    f"got {priority}"
+                )
+        if message.delay and self.delay is None:
+            return _denied(message, system, "delays")
+        if message.expires_at is not None and not self.expiry:
+            return _denied(message, system, "expiry")
+        return None
+
+
+def _denied(message: WireMessage, system: str, what: str) -> UnsupportedError:
+    return UnsupportedError(f"{message.name} {message.id}: {system} has no {what}")
 
 
 class WireMessage(msgspec.Struct):
@@ -238,6 +283,15 @@ class Delivery(ABC):
         return False
 
     @property
+    def is_awaited(self) -> bool:
+        """Whether somebody is known to wait for the reply; False where the system does not say.
+
+        What cannot be read is answered with a problem then, and its bytes stay with the sender;
+        otherwise they are kept.
+        """
+        return self.can_reply
+
+    @property
     def lost(self) -> bool:
         """Whether the delivery is no longer ours: its lease or connection is gone."""
         return False
@@ -246,8 +300,24 @@ class Delivery(ABC):
         return UnsupportedError(f"{self.source}: this transport cannot {call} a delivery")
 
 
+@attrs.frozen
+class WaitingMessage:
+    """A message that somebody looked at and nobody has taken.
+
+    *headers* are copies for the system's own tools, as a delivery has them.
+    """
+
+    body: bytes
+    headers: Mapping[str, str] = attrs.field(factory=dict[str, str])
+
+
 class MessageConsumer(ABC):
-    """Brings deliveries from a system. One caller of `receive` at a time."""
+    """Brings deliveries from a system, and says what waits there.
+
+    `receive` has one caller at a time. `count`, `peek` and `purge` block, for any thread, whether
+    anything was received or not, and disturb nobody's deliveries. They are about what could be
+    received now: what a consumer holds, and what is delayed, is neither counted nor removed.
+    """
 
     capabilities: Capabilities
 
@@ -265,7 +335,96 @@ class MessageConsumer(ABC):
 
     @abstractmethod
     async def aclose(self) -> None:
-        """Carry out the settlements asked for, give back the rest, let go. Idempotent."""
+        """Carry out the settlements asked for, give back the rest, let go. Idempotent.
+
+        No queue is deleted, and nothing that waits in one.
+        """
+
+    def count(self) -> Mapping[str, int]:
+        """Return how many messages wait in each queue that this consumer takes from.
+
+        Raises:
+            UnsupportedError: the transport cannot.
+            TransportError: the system cannot be reached now.
+            ClosedError: after `aclose()`.
+        """
+        raise self._unsupported("count")
+
+    def peek(self, queue: str, *, offset: int = 0, limit: int = 20) -> Sequence[WaitingMessage]:
+        """Return messages that wait in *queue*, the next one first, and take none.
+
+        Args:
+            queue: a name that `count` has.
+            offset: how many to leave out at the beginning.
+            limit: how many to return at most.
+
+        Raises:
+            UnsupportedError: the transport cannot, or the consumer does not take from *queue*.
+            TransportError: the system cannot be reached now.
+            ClosedError: after `aclose()`.
+        """
+        raise self._unsupported("peek at")
+
+    def purge(self, queue: str) -> int:
+        """Remove for good what waits in *queue*; return how many messages that were.
+
+        Args:
+            queue: a name that `count` has.
+
+        Raises:
+            UnsupportedError: the transport cannot, or the consumer does not take from *queue*.
+            TransportError: the system cannot be reached now.
+            ClosedError: after `aclose()`.
+        """
+        raise self._unsupported("purge")
+
+    def _unsupported(self, call: str) -> TransportError:
+        return UnsupportedError(f"{type(self).__name__} cannot {call} what waits")
+
+    def _refuse_unknown(self, queue: str, queues: Iterable[str]) -> None:
+        known = tuple(queues)
+        if queue not in known:
+            names = ", ".join(map(repr, known))
+            text = f"{type(self).__name__} takes from no queue {queue!r}, only from {names}"
+            raise UnsupportedError(text)
+
+
+@attrs.frozen
+class TopologyPart:
+    """Something that has to be there at a system, such as a queue, and how that stands.
+
+    *state* is `missing`, `there`, `made` by this call, `differs` from what is configured (then
+    *difference* says in what), or `unknown` where the system does not tell.
+    """
+
+    kind: str
+    name: str
+    state: Literal["missing", "there", "made", "differs", "unknown"]
+    difference: str = ""
+
+
+@runtime_checkable
+class Topology(Protocol):
+    """A producer or consumer that needs something to be there at its system.
+
+    It declares that on first use anyway. Both calls block, over a connection of their own.
+    """
+
+    def show_topology(self) -> Sequence[TopologyPart]:
+        """Return what is needed and how it stands; change nothing.
+
+        Raises:
+            TransportError: the system cannot be reached.
+        """
+        ...
+
+    def apply_topology(self) -> Sequence[TopologyPart]:
+        """Make what is missing, leave what differs, and return all of it.
+
+        Raises:
+            TransportError: the system cannot be reached.
+        """
+        ...
 
 
 @attrs.frozen(kw_only=True)

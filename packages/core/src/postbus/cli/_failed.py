@@ -15,7 +15,13 @@ import click
 
 from postbus.cli._output import progress, show_json, show_table, stamp
 from postbus.cli._results import Results
-from postbus.cli._state import State, common_options, pass_state
+from postbus.cli._state import (
+    State,
+    common_options,
+    limit_option,
+    offset_option,
+    pass_state,
+)
 from postbus.cli._stores import chosen_stores, store_option
 from postbus.errors import DecodeError
 from postbus.stores import FailedMessage, ScheduledMessage, consumer_target
@@ -77,22 +83,8 @@ _keys = click.argument("keys", metavar="[KEY]...", nargs=-1)
 
 
 @failed.command("list")
-@click.option(
-    "--limit",
-    type=click.IntRange(min=1),
-    metavar="N",
-    default=100,
-    show_default=True,
-    help="At most that many.",
-)
-@click.option(
-    "--offset",
-    type=click.IntRange(min=0),
-    metavar="N",
-    default=0,
-    show_default=True,
-    help="Leave out the first.",
-)
+@limit_option(100)
+@offset_option
 @_filters
 @common_options()
 @pass_state

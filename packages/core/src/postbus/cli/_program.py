@@ -10,9 +10,11 @@ from postbus.cli._checking import check
 from postbus.cli._dispatching import query, send
 from postbus.cli._failed import failed
 from postbus.cli._output import show_error
+from postbus.cli._queues import queues
 from postbus.cli._routes import routes
 from postbus.cli._scheduled import scheduled
 from postbus.cli._state import State, common_options
+from postbus.cli._topology import topology
 from postbus.cli._transports import transports
 from postbus.cli._worker import worker
 from postbus.errors import ConfigurationError, PostbusError, TransportError
@@ -59,5 +61,16 @@ def program() -> None:
     """
 
 
-for _command in (worker, send, query, routes, check, failed, scheduled, transports):
+for _command in (
+    worker,
+    send,
+    query,
+    routes,
+    check,
+    failed,
+    scheduled,
+    queues,
+    topology,
+    transports,
+):
     program.add_command(_command)

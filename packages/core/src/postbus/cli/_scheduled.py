@@ -8,7 +8,7 @@ import click
 
 from postbus.cli._output import show_json, show_table, stamp
 from postbus.cli._results import Results
-from postbus.cli._state import State, common_options, pass_state
+from postbus.cli._state import State, common_options, limit_option, pass_state
 from postbus.cli._stores import chosen_stores, store_option
 
 if TYPE_CHECKING:
@@ -32,14 +32,7 @@ def scheduled() -> None:
 @scheduled.command("list")
 @click.option("--target", metavar="TARGET", help="Only those for producers.NAME, consumers.NAME.")
 @click.option("--name", metavar="GLOB", help="Only messages of this name, or pattern.")
-@click.option(
-    "--limit",
-    type=click.IntRange(min=1),
-    metavar="N",
-    default=100,
-    show_default=True,
-    help="At most that many.",
-)
+@limit_option(100)
 @store_option
 @common_options()
 @pass_state

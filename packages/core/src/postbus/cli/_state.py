@@ -12,7 +12,7 @@ import click
 from postbus.cli._applications import open_application
 from postbus.runtime import Postbus
 
-__all__ = ["State", "common_options", "pass_state"]
+__all__ = ["State", "common_options", "limit_option", "offset_option", "pass_state"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -44,6 +44,26 @@ class State:
             yield postbus
 
 
+def limit_option(default: int) -> Callable[[F], F]:
+    """Return the option that bounds a list."""
+    return click.option(
+        "--limit",
+        type=click.IntRange(min=1),
+        metavar="N",
+        default=default,
+        show_default=True,
+        help="At most that many.",
+    )
+
+
+offset_option = click.option(
+    "--offset",
+    type=click.IntRange(min=0),
+    metavar="N",
+    default=0,
+    show_default=True,
+    help="Leave out the first.",
+)
 pass_state = click.make_pass_decorator(State, ensure=True)
 
 

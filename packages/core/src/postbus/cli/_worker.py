@@ -93,8 +93,8 @@ def worker(
     in [postbus.worker]; 0 is a value.
 
     SIGTERM and SIGINT: receive no more, finish what has begun, exit with 0; a second one ends at
-    once. SIGUSR2 pauses, SIGCONT goes on. It exits with 1 when it ended because a message or a
-    consumer failed.
+    once. SIGUSR2 pauses, SIGCONT goes on. It exits with 1 when a message failed that was to end
+    it, with 4 when a consumer cannot work as it is configured.
     """
     log_to_stderr(log_level, as_json=state.as_json)
     if processes > 1:

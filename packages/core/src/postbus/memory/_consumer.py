@@ -7,17 +7,17 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from postbus.errors import ClosedError, RejectedError
-from postbus.memory._queues import MAX_SIZE_BYTES, capabilities_of, check, queue_of
+from postbus.errors import ClosedError
+from postbus.memory._queues import MAX_SIZE_BYTES, capabilities_of, queue_of
 from postbus.promises import Promise
 from postbus.transports import Delivery, MessageConsumer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from postbus.errors import TransportError
     from postbus.memory._queues import Queue, Waiting
-    from postbus.transports import Capabilities, Reply, WireMessage
+    from postbus.transports import Capabilities, Reply, WaitingMessage, WireMessage
 
 __all__ = ["MemoryConsumer", "MemoryDelivery"]
 
@@ -79,10 +79,9 @@ class MemoryDelivery(Delivery):
         if not self._capabilities.retry:
             raise self._unsupported("retry")
         if self._claim():
-            try:
-                check(message, self._capabilities)
-            except RejectedError as error:
-                self.lose(error)
+            refusal = self._capabilities.refusal(message, self._queue.source)
+            if refusal is not None:
+                self.lose(refusal)
             else:
                 self._queue.replace(self._waiting, message)
 
@@ -187,7 +186,43 @@ class MemoryConsumer(MessageConsumer):
                 self._queue.stop_waking(wake)
                 if timer is not None:
                     timer.cancel()
-        raise ClosedError(f"{self._queue.source}: the consumer is closed")
+        raise self._closed_error()
+
+    def _closed_error(self) -> ClosedError:
+        return ClosedError(f"{self._queue.source}: the consumer is closed")
+
+    def count(self) -> Mapping[str, int]:
+        """Return how many messages wait at the address.
+
+        Raises:
+            ClosedError: after `aclose()`.
+        """
+        return {self._queue.address: self._open_queue().count()}
+
+    def peek(self, queue: str, *, offset: int = 0, limit: int = 20) -> Sequence[WaitingMessage]:
+        """Return messages that wait, the next one first.
+
+        Raises:
+            UnsupportedError: *queue* is another address.
+            ClosedError: after `aclose()`.
+        """
+        return self._open_queue(queue).peek(offset, limit)
+
+    def purge(self, queue: str) -> int:
+        """Remove what waits; return how many messages that were. Queries among them fail.
+
+        Raises:
+            UnsupportedError: *queue* is another address.
+            ClosedError: after `aclose()`.
+        """
+        return self._open_queue(queue).purge()
+
+    def _open_queue(self, queue: str | None = None) -> Queue:
+        if self._closed:
+            raise self._closed_error()
+        if queue is not None:
+            self._refuse_unknown(queue, [self._queue.address])
+        return self._queue
 
     async def aclose(self) -> None:
         """Give back what nobody settled; a waiting `receive` ends. Idempotent."""

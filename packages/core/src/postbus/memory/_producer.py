@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from postbus.errors import ClosedError, PartiallySentError, TransportError
-from postbus.memory._queues import CAPACITY, MAX_SIZE_BYTES, capabilities_of, check, queue_of
+from postbus.memory._queues import CAPACITY, MAX_SIZE_BYTES, capabilities_of, queue_of
 from postbus.transports import MessageProducer
 
 if TYPE_CHECKING:
@@ -82,7 +82,9 @@ class MemoryProducer(MessageProducer):
     def _add(self, message: WireMessage, reply: Promise[Reply] | None = None) -> None:
         if self._closed:
             raise ClosedError(f"{self._queue.source}: the producer is closed")
-        check(message, self.capabilities)
+        refusal = self.capabilities.refusal(message, self._queue.source)
+        if refusal is not None:
+            raise refusal
         self._queue.add(message, self._capacity, reply)
 
     def close(self) -> None:

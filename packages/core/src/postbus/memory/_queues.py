@@ -16,7 +16,7 @@ import attrs
 
 from postbus.errors import RejectedError, TimedOutError
 from postbus.promises import Promise
-from postbus.transports import Capabilities, Reply
+from postbus.transports import Capabilities, Reply, WaitingMessage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +29,6 @@ __all__ = [
     "Queue",
     "Waiting",
     "capabilities_of",
-    "check",
     "queue_of",
     "reset",
 ]
@@ -40,7 +39,6 @@ logger = logging.getLogger("postbus.memory")
 # still only a few megabytes.
 CAPACITY = 10_000
 MAX_SIZE_BYTES = 1024 * 1024
-_LAST_PRIORITY = 9
 
 
 def capabilities_of(max_size_bytes: int, guarantee: str | None = None) -> Capabilities:
@@ -55,26 +53,10 @@ def capabilities_of(max_size_bytes: int, guarantee: str | None = None) -> Capabi
         expiry=True,
         ordering=True,
         max_size_bytes=max_size_bytes,
+        count=True,
+        inspect=True,
+        purge=True,
     )
-
-
-def check(message: WireMessage, capabilities: Capabilities) -> None:
-    """Refuse what the capabilities exclude.
-
-    Raises:
-        RejectedError: the body is too large, or the priority out of range.
-    """
-    size, limit = len(message.body), capabilities.max_size_bytes
-    if limit is not None and size > limit:
-        raise RejectedError(
-            f"{message.name} {message.id}: the body has {size} bytes, "
-            f"at most {limit} are configured (`max_size_bytes`)"
-        )
-    if not 0 <= (message.priority or 0) <= _LAST_PRIORITY:
-        raise RejectedError(
-            f"{message.name} {message.id}: priority must be 0 to {_LAST_PRIORITY}, "
-            f"got {message.priority}"
-        )
 
 
 @attrs.define(eq=False)
@@ -89,11 +71,16 @@ class Waiting:
     reply: Promise[Reply] | None = None
     redelivered: bool = False
 
+    def has_expired(self) -> bool:
+        """Whether nobody is to have it any more."""
+        return self.expires_at is not None and self.expires_at <= datetime.now(UTC)
+
 
 class Queue:
     """The messages of one address. Every method is safe from any thread."""
 
     def __init__(self, address: str) -> None:
+        self.address = address
         self.source: str = f"memory:{address}"
         self.start_empty()
 
@@ -157,7 +144,7 @@ class Queue:
             ready = self._ready
             while ready and len(taken) < max_messages:
                 waiting = heapq.heappop(ready)[1]
-                if waiting.expires_at is not None and waiting.expires_at <= datetime.now(UTC):
+                if waiting.has_expired():
                     expired.append(waiting)
                 else:
                     taken.append(waiting)
@@ -167,6 +154,32 @@ class Queue:
         for waiting in expired:
             self._drop_expired(waiting)
         return taken, next_due
+
+    def count(self) -> int:
+        """Return how many messages could be taken now."""
+        return len(self._takeable())
+
+    def peek(self, offset: int, limit: int) -> list[WaitingMessage]:
+        """Return what would be taken next, from *offset* on, at most *limit*."""
+        found = sorted(self._takeable(), key=_place)[offset : offset + limit]
+        return [WaitingMessage(waiting.body, waiting.headers) for waiting in found]
+
+    def purge(self) -> int:
+        """Remove what could be taken now, and return how much that was."""
+        found = self._takeable(remove=True)
+        for waiting in found:
+            if waiting.reply is not None:
+                waiting.reply.reject(RejectedError(f"{self.source} was purged before the answer"))
+        return len(found)
+
+    def _takeable(self, *, remove: bool = False) -> list[Waiting]:
+        with self._lock:
+            self._release_due()
+            found = [waiting for _, waiting in self._ready if not waiting.has_expired()]
+            if remove:
+                # What has expired goes as well, and is none of them.
+                self._ready.clear()
+            return found
 
     def _release_due(self) -> None:
         delayed = self._delayed
@@ -195,6 +208,10 @@ class Queue:
         """Forget *wake*."""
         with self._lock:
             self._wakes.discard(wake)
+
+
+def _place(waiting: Waiting) -> tuple[int, int]:
+    return waiting.place
 
 
 def _make_waiting(

@@ -13,10 +13,16 @@ from postbus.runtime._checks import MAIN_BUSES, bus_sections, check_buses, path_
 from postbus.runtime._closing import aclose_all, close_all
 from postbus.runtime._project import Project
 from postbus.runtime._routing import make_router
-from postbus.runtime._stores import delayed_producers, policy_of, rules_of, schedule_of
+from postbus.runtime._stores import (
+    delayed_producers,
+    policy_of,
+    rules_of,
+    schedule_of,
+    unnamed_listeners,
+)
 from postbus.runtime._wire import wire
 from postbus.settings import nearest
-from postbus.worker import ConsumerRun, Limits, Sending, Worker
+from postbus.worker import ConsumerRun, IdempotentReceiver, Limits, Sending, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping, Sequence
@@ -30,7 +36,7 @@ if TYPE_CHECKING:
     from postbus.runtime._wire import Wired
     from postbus.settings import ConsumerSection, PostbusSettings, WorkerSettings
     from postbus.stores import ScheduleStore, Store
-    from postbus.transports import MessageProducer
+    from postbus.transports import MessageConsumer, MessageProducer
     from postbus.worker import RetryRule
 
 P = TypeVar("P", bound="MessageProducer")
@@ -193,6 +199,43 @@ class Postbus:
             ),
             health=self._settings.worker.health,
         )
+
+    def receiver(self, inbox: str) -> IdempotentReceiver:
+        """Return what dispatches received messages once, for a server that is no worker's.
+
+        Args:
+            inbox: the name of the store that knows what was handled.
+
+        Raises:
+            ConfigurationError: there is no store of that name, or a listener has no name by which
+                an inbox could know it.
+            ClosedError: after `close()`.
+        """
+        store = self.stores.get(inbox)
+        if store is None:
+            advice = nearest(inbox, self._stores) or f"add [postbus.stores.{inbox}]"
+            expected = "expected the name of a store"
+            raise ConfigurationError([Problem(f"stores.{inbox}", "", expected, advice)])
+        if problems := list(unnamed_listeners(self._settings)):
+            raise ConfigurationError(problems)
+        buses = {kind: self.bus(name) for name, kind in MAIN_BUSES.items()}
+        sending = Sending(producers=self._producers, later=self._later)
+        return IdempotentReceiver(buses, store.inbox, sending)
+
+    def consumer(self, name: str) -> MessageConsumer:
+        """Return a new consumer, to look at what waits for it or to receive without a worker.
+
+        Whoever asks for it closes it.
+
+        Args:
+            name: that of its section.
+
+        Raises:
+            ConfigurationError: there is no consumer of that name.
+            ClosedError: after `close()`.
+        """
+        self._refuse_closed()
+        return self._consumer(name).consumer()
 
     def _consumer(self, name: str) -> Prepared[ConsumerSection]:
         if name not in self._consumers:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from postbus.errors import Problem
     from postbus.pipeline import Target
     from postbus.runtime._project import Project
-    from postbus.settings import BusSettings, ConsumerSection, RetrySettings
+    from postbus.settings import BusSettings, ConsumerSection, ProducerSection, RetrySettings
+    from postbus.transports import Capabilities
 
 __all__ = ["RULES", "Finding", "Rule", "examine", "finding_of"]
 
@@ -263,6 +264,25 @@ def _named_stores(project: Project) -> Iterator[tuple[str, str, str, bool]]:
             yield producer.path, "schedule", producer.schedule, _is_durable(project, name)
 
 
+def _volatile_queues(project: Project) -> Iterator[Finding]:
+    producers, consumers = project.settings.producers, project.consumers
+    sections: list[tuple[ProducerSection | ConsumerSection, Capabilities]] = [
+        *((producers[name], made.capabilities) for name, made in project.producers.items()),
+        *((prepared.section, project.capabilities(name)) for name, prepared in consumers.items()),
+    ]
+    for section, able in sections:
+        # Without `retry` there is no queue that keeps messages: whoever sends still has them.
+        if able.redeliver_on_crash and able.retry and not able.durable:
+            yield Finding(
+                "volatile-queue",
+                section.path,
+                f"{section.transport} gives back what a dead worker held, and as configured it "
+                "forgets all that waits when it is restarted itself",
+                "let it keep messages on the disk and say so in this section, "
+                "or leave this rule out",
+            )
+
+
 def _poison_loops(project: Project) -> Iterator[Finding]:
     for name, prepared in project.consumers.items():
         able, section = project.capabilities(name), prepared.section
@@ -471,6 +491,17 @@ _RULES = (
         "would have kept it.",
         is_refused=False,
         check=_volatile_stores,
+    ),
+    Rule(
+        "volatile-queue",
+        "A transport that survives a crash of the worker does not survive one of its own.",
+        "Workers may die, and yet a restart of the server loses everything that waits: gearmand "
+        "and beanstalkd keep jobs in memory unless they are told otherwise (`-q libsqlite3`, "
+        "`-b`), and so may Redis. No server can be asked, so the section says `durable = true` "
+        "once it is so; for a folder it is `sync = true`. Where messages may be lost, leave the "
+        "rule out.",
+        is_refused=False,
+        check=_volatile_queues,
     ),
     Rule(
         "poison-loop",

@@ -37,6 +37,7 @@ __all__ = [
     "policy_of",
     "rules_of",
     "schedule_of",
+    "unnamed_listeners",
 ]
 
 
@@ -75,7 +76,8 @@ def check_stores(
         prepared = consumers.get(name)
         if prepared is not None:
             yield from _retry_problems(section, prepared)
-    yield from _unstable_listeners(settings)
+    if any(section.inbox or _retries(section) for section in settings.consumers.values()):
+        yield from unnamed_listeners(settings)
 
 
 def _unknown_stores(
@@ -124,10 +126,8 @@ def _retry_problems(
         yield Problem(f"{section.path}.retry", "", expected, advice, rule="retry-nowhere")
 
 
-def _unstable_listeners(settings: PostbusSettings) -> Iterator[Problem]:
+def unnamed_listeners(settings: PostbusSettings) -> Iterator[Problem]:
     """Yield the listeners whose ids say nothing, where rows and headers are to know them by it."""
-    if not any(section.inbox or _retries(section) for section in settings.consumers.values()):
-        return
     for entry in entries_of(settings.event_bus.router, "event_bus.router"):
         label = label_of(entry.target.to)
         if "<lambda>" in label or "<locals>" in label:

@@ -21,8 +21,11 @@ def mask(text: str) -> str:
     """Replace what may be a secret in a text: user and password, query, `password=…`."""
     if "@" in text:
         text = _USERINFO.sub(r"\1***@", text)
-    text = _QUERY.sub(r"\1***", text)
-    return _ASSIGNMENT.sub(r"\1***", text)
+    if "://" in text:
+        text = _QUERY.sub(r"\1***", text)
+    if "=" in text or ":" in text:
+        text = _ASSIGNMENT.sub(r"\1***", text)
+    return text
 
 
 def looks_secret(name: str) -> bool:

@@ -43,6 +43,7 @@ CAPABILITIES = (
     "priority",
     "expiry",
     "ordering",
+    "count",
     "inspect",
     "purge",
 )

@@ -8,6 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,12 +16,14 @@ import attrs
 
 from postbus.errors import ConnectionFailedError, RejectedError, TransportError, UnsupportedError
 
-__all__ = ["Database", "translated"]
+__all__ = ["Database", "put_rows", "translated"]
 
 T = TypeVar("T")
 _FULL = frozenset({"SQLITE_FULL", "SQLITE_READONLY", "SQLITE_TOOBIG"})
 _FILE_MODE = 0o600
 _VERSION = 1
+# SQLite may have been built to take no more than 999 parameters: enough for nine a row.
+_MOST_ROWS = 100
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS postbus_schema (version INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS postbus_failures (
@@ -255,6 +258,25 @@ class Database:
         """Let go of the connections. Idempotent."""
         self._reader.close()
         self._writer.close()
+
+
+def put_rows(
+    connection: sqlite3.Connection,
+    table: str,
+    columns: Sequence[str],
+    rows: Sequence[tuple[Any, ...]],
+) -> None:
+    """Put *rows* into *table*, in the place of those with the same key.
+
+    In as few statements as there may be: Python lets other threads run during each, and on a
+    busy one gets its turn back milliseconds later.
+    """
+    row = f"({', '.join('?' * len(columns))})"
+    for start in range(0, len(rows), _MOST_ROWS):
+        some = rows[start : start + _MOST_ROWS]
+        values = ", ".join([row] * len(some))
+        statement = f"REPLACE INTO {table} ({', '.join(columns)}) VALUES {values}"  # noqa: S608  names are ours
+        connection.execute(statement, list(chain.from_iterable(some)))
 
 
 def _open(path: Path, busy_timeout: float) -> sqlite3.Connection:

@@ -39,8 +39,7 @@ class DelayedProducer(MessageProducer):
         Raises:
             TransportError: the store is down or full.
         """
-        for message in messages:
-            self.send(message)
+        self._schedule.put_many([self._waiting(message) for message in messages])
 
     def send(self, message: WireMessage) -> None:
         """Put one message into the schedule.
@@ -48,6 +47,9 @@ class DelayedProducer(MessageProducer):
         Raises:
             TransportError: the store is down or full.
         """
+        self._schedule.put(self._waiting(message))
+
+    def _waiting(self, message: WireMessage) -> ScheduledMessage:
         due = datetime.now(UTC) + timedelta(seconds=message.delay or 0.0)
         waiting = WireMessage(
             message.body,
@@ -58,7 +60,7 @@ class DelayedProducer(MessageProducer):
             message.priority,
             message.expires_at,
         )
-        self._schedule.put(ScheduledMessage(target=self._target, due=due, message=waiting))
+        return ScheduledMessage(target=self._target, due=due, message=waiting)
 
     def close(self) -> None:
         """Do nothing: the store is closed by whoever built it."""

@@ -66,11 +66,12 @@ class MemoryFailures:
         self._noted: dict[str, _Noted] = {}
         self._failed: dict[str, FailedMessage] = {}
 
-    def note(self, key: str, failure: Failure) -> None:
-        """Remember a failure."""
+    def note_many(self, failures: Sequence[tuple[str, Failure]]) -> None:
+        """Remember failures."""
         with self._lock:
-            noted = self._noted.setdefault(key, _Noted())
-            noted.history = (*noted.history, failure)[-HISTORY_LENGTH:]
+            for key, failure in failures:
+                noted = self._noted.setdefault(key, _Noted())
+                noted.history = (*noted.history, failure)[-HISTORY_LENGTH:]
 
     def note_redelivery(self, key: str) -> int:
         """Count that it came back."""
@@ -86,10 +87,15 @@ class MemoryFailures:
 
     def put(self, failed: FailedMessage) -> None:
         """Keep it, with what was noted before."""
+        self.put_many((failed,))
+
+    def put_many(self, failed: Sequence[FailedMessage]) -> None:
+        """Keep them."""
         with self._lock:
-            noted = self._noted.pop(failed.key, _Noted())
-            history = (*noted.history, *failed.history)[-HISTORY_LENGTH:]
-            self._failed[failed.key] = attrs.evolve(failed, history=history)
+            for each in failed:
+                noted = self._noted.pop(each.key, _Noted())
+                history = (*noted.history, *each.history)[-HISTORY_LENGTH:]
+                self._failed[each.key] = attrs.evolve(each, history=history)
 
     def get(self, key: str) -> FailedMessage | None:
         """Return one, or None."""
@@ -169,8 +175,13 @@ class MemorySchedule:
 
     def put(self, scheduled: ScheduledMessage) -> None:
         """Keep it."""
+        self.put_many((scheduled,))
+
+    def put_many(self, scheduled: Sequence[ScheduledMessage]) -> None:
+        """Keep them."""
         with self._lock:
-            self._rows[scheduled.message.id, scheduled.target] = _Waiting(scheduled)
+            for each in scheduled:
+                self._rows[each.message.id, each.target] = _Waiting(each)
 
     def claim(self, targets: Sequence[str], *, limit: int, lease: float) -> Sequence[Claim]:
         """Take what is due."""

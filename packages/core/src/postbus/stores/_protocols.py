@@ -27,8 +27,11 @@ class FailureStore(Protocol):
     while the store is down or full.
     """
 
-    def note(self, key: str, failure: Failure) -> None:
-        """Remember a failure of a message that is tried again; the last five are kept."""
+    def note_many(self, failures: Sequence[tuple[str, Failure]]) -> None:
+        """Remember failures, each with its key, of messages that are tried again.
+
+        The last five of a message are kept.
+        """
         ...
 
     def note_redelivery(self, key: str) -> int:
@@ -41,6 +44,10 @@ class FailureStore(Protocol):
 
     def put(self, failed: FailedMessage) -> None:
         """Keep *failed*, in the place of what its key has, with the failures noted before."""
+        ...
+
+    def put_many(self, failed: Sequence[FailedMessage]) -> None:
+        """Do that for each: all are kept, or none."""
         ...
 
     def get(self, key: str) -> FailedMessage | None:
@@ -79,6 +86,10 @@ class ScheduleStore(Protocol):
 
     def put(self, scheduled: ScheduledMessage) -> None:
         """Keep *scheduled*, in the place of what its id and target have."""
+        ...
+
+    def put_many(self, scheduled: Sequence[ScheduledMessage]) -> None:
+        """Do that for each: all are kept, or none."""
         ...
 
     def claim(self, targets: Sequence[str], *, limit: int, lease: float) -> Sequence[Claim]:

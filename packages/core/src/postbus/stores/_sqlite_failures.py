@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import attrs
 import msgspec
 
-from postbus.stores._database import Database
+from postbus.stores._database import Database, put_rows
 from postbus.stores._records import HISTORY_LENGTH, FailedMessage, Failure
 
 __all__ = ["SQLiteFailures"]
@@ -18,7 +18,20 @@ __all__ = ["SQLiteFailures"]
 # What was noted about a message that never came back is nobody's after this many seconds.
 _NOTED_TTL = 30 * 86_400.0
 _FAILURES = tuple[Failure, ...]
-_COLUMNS = "key, consumer, reason, name, id, attempts, failed_at, history, body"
+_Noted = dict[str, tuple[int, tuple[Failure, ...]]]
+_COLUMNS = (
+    "key",
+    "consumer",
+    "reason",
+    "name",
+    "id",
+    "attempts",
+    "failed_at",
+    "history",
+    "body",
+)
+_SELECT = f"SELECT {', '.join(_COLUMNS)}"
+_AMONG = " WHERE key IN (SELECT value FROM json_each(?))"
 _WHERE = (
     " FROM postbus_failures WHERE (:consumer IS NULL OR consumer = :consumer)"
     " AND (:name IS NULL OR name GLOB :name) AND (:reason IS NULL OR reason = :reason)"
@@ -32,12 +45,15 @@ class SQLiteFailures:
         self._database = database
         self._clock = clock
 
-    def note(self, key: str, failure: Failure) -> None:
-        """Remember a failure."""
+    def note_many(self, failures: Sequence[tuple[str, Failure]]) -> None:
+        """Remember failures."""
 
         def work(connection: sqlite3.Connection) -> None:
-            redeliveries, history = _noted(connection, key)
-            self._keep(connection, key, redeliveries, (*history, failure)[-HISTORY_LENGTH:])
+            noted = _noted(connection, [key for key, _ in failures])
+            for key, failure in failures:
+                redeliveries, history = noted[key]
+                noted[key] = redeliveries, (*history, failure)[-HISTORY_LENGTH:]
+            self._remember(connection, noted)
 
         self._database.write(work)
 
@@ -45,25 +61,20 @@ class SQLiteFailures:
         """Count that it came back."""
 
         def work(connection: sqlite3.Connection) -> int:
-            redeliveries, history = _noted(connection, key)
-            self._keep(connection, key, redeliveries + 1, history)
+            ((redeliveries, history),) = _noted(connection, [key]).values()
+            self._remember(connection, {key: (redeliveries + 1, history)})
             return redeliveries + 1
 
         return self._database.write(work)
 
-    def _keep(
-        self,
-        connection: sqlite3.Connection,
-        key: str,
-        redeliveries: int,
-        history: Sequence[Failure],
-    ) -> None:
+    def _remember(self, connection: sqlite3.Connection, noted: _Noted) -> None:
         now = self._clock()
         connection.execute("DELETE FROM postbus_noted WHERE at < ?", (now - _NOTED_TTL,))
-        connection.execute(
-            "REPLACE INTO postbus_noted (key, redeliveries, history, at) VALUES (?, ?, ?, ?)",
-            (key, redeliveries, _packed(history), now),
-        )
+        rows = [
+            (key, redeliveries, _packed(history), now)
+            for key, (redeliveries, history) in noted.items()
+        ]
+        put_rows(connection, "postbus_noted", ("key", "redeliveries", "history", "at"), rows)
 
     def forget(self, key: str) -> None:
         """Drop what was noted."""
@@ -71,31 +82,36 @@ class SQLiteFailures:
 
     def put(self, failed: FailedMessage) -> None:
         """Keep it, with what was noted before."""
+        self.put_many((failed,))
+
+    def put_many(self, failed: Sequence[FailedMessage]) -> None:
+        """Keep them."""
+        keys = [each.key for each in failed]
 
         def work(connection: sqlite3.Connection) -> None:
-            _, before = _noted(connection, failed.key)
-            history = (*before, *failed.history)[-HISTORY_LENGTH:]
-            connection.execute("DELETE FROM postbus_noted WHERE key = ?", (failed.key,))
-            connection.execute(
-                f"REPLACE INTO postbus_failures ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608  a constant
+            noted = _noted(connection, keys)
+            connection.execute(f"DELETE FROM postbus_noted{_AMONG}", (json.dumps(keys),))  # noqa: S608  constants
+            rows = [
                 (
-                    failed.key,
-                    failed.consumer,
-                    failed.reason,
-                    failed.name,
-                    failed.id,
-                    failed.attempts,
-                    failed.failed_at.timestamp(),
-                    _packed(history),
-                    failed.body,
-                ),
-            )
+                    each.key,
+                    each.consumer,
+                    each.reason,
+                    each.name,
+                    each.id,
+                    each.attempts,
+                    each.failed_at.timestamp(),
+                    _packed((*noted[each.key][1], *each.history)[-HISTORY_LENGTH:]),
+                    each.body,
+                )
+                for each in failed
+            ]
+            put_rows(connection, "postbus_failures", _COLUMNS, rows)
 
         self._database.write(work)
 
     def get(self, key: str) -> FailedMessage | None:
         """Return one, or None."""
-        statement = f"SELECT {_COLUMNS} FROM postbus_failures WHERE key = ?"  # noqa: S608  a constant
+        statement = f"{_SELECT} FROM postbus_failures WHERE key = ?"
         rows = self._database.read(statement, (key,))
         return _message(rows[0]) if rows else None
 
@@ -109,9 +125,7 @@ class SQLiteFailures:
         offset: int = 0,
     ) -> Sequence[FailedMessage]:
         """Return those that fit."""
-        statement = (
-            f"SELECT {_COLUMNS}{_WHERE} ORDER BY failed_at, key LIMIT :limit OFFSET :offset"
-        )
+        statement = f"{_SELECT}{_WHERE} ORDER BY failed_at, key LIMIT :limit OFFSET :offset"
         parameters = {
             "consumer": consumer,
             "name": name,
@@ -140,14 +154,17 @@ class SQLiteFailures:
         return self._database.change("DELETE FROM postbus_failures WHERE key = ?", (key,))
 
 
-def _noted(connection: sqlite3.Connection, key: str) -> tuple[int, tuple[Failure, ...]]:
-    statement = "SELECT redeliveries, history FROM postbus_noted WHERE key = ?"
-    row = connection.execute(statement, (key,)).fetchone()
-    return (0, ()) if row is None else (row[0], _unpacked(row[1]))
+def _noted(connection: sqlite3.Connection, keys: Sequence[str]) -> _Noted:
+    """Return what was noted about each of *keys*: how often it came back, and its failures."""
+    noted: _Noted = dict.fromkeys(keys, (0, ()))
+    statement = f"SELECT key, redeliveries, history FROM postbus_noted{_AMONG}"  # noqa: S608  constants
+    for key, redeliveries, history in connection.execute(statement, (json.dumps(keys),)):
+        noted[key] = redeliveries, _unpacked(history)
+    return noted
 
 
 def _packed(history: Sequence[Failure]) -> bytes:
-    return msgspec.json.encode([attrs.asdict(each) for each in history])
+    return msgspec.json.encode(history)
 
 
 def _unpacked(data: bytes) -> tuple[Failure, ...]:

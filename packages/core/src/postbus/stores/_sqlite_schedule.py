@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from postbus.stores._database import Database
+from postbus.stores._database import Database, put_rows
 from postbus.stores._packing import pack_message, unpack_message
 from postbus.stores._records import Claim, ScheduledMessage
 
@@ -31,6 +31,10 @@ class SQLiteSchedule:
 
     def put(self, scheduled: ScheduledMessage) -> None:
         """Keep it."""
+        self.put_many((scheduled,))
+
+    def put_many(self, scheduled: Sequence[ScheduledMessage]) -> None:
+        """Keep them."""
         self._database.write(lambda connection: _put(connection, scheduled))
 
     def claim(self, targets: Sequence[str], *, limit: int, lease: float) -> Sequence[Claim]:
@@ -84,7 +88,7 @@ class SQLiteSchedule:
             statement = f"DELETE FROM postbus_schedule{_HELD}"  # noqa: S608  constants
             if connection.execute(statement, _holder(claim)).rowcount == 0:
                 return False
-            _put(connection, scheduled)
+            _put(connection, (scheduled,))
             return True
 
         return self._database.write(work)
@@ -124,13 +128,13 @@ class SQLiteSchedule:
         )
 
 
-def _put(connection: sqlite3.Connection, scheduled: ScheduledMessage) -> None:
-    message, due = scheduled.message, scheduled.due.timestamp()
-    connection.execute(
-        "REPLACE INTO postbus_schedule (id, target, name, due, visible, token, message)"
-        " VALUES (?, ?, ?, ?, ?, NULL, ?)",
-        (message.id, scheduled.target, message.name, due, due, pack_message(message)),
-    )
+def _put(connection: sqlite3.Connection, scheduled: Sequence[ScheduledMessage]) -> None:
+    rows: list[tuple[Any, ...]] = []
+    for each in scheduled:
+        message, due = each.message, each.due.timestamp()
+        rows.append((message.id, each.target, message.name, due, due, pack_message(message)))
+    columns = ("id", "target", "name", "due", "visible", "message")
+    put_rows(connection, "postbus_schedule", columns, rows)
 
 
 def _holder(claim: Claim) -> tuple[str, str, str]:

@@ -90,12 +90,9 @@ class RecordingProducer(MessageProducer):
         """Record *messages*.
 
         Raises:
-            PartiallySentError: some are larger than the capabilities allow, or `error` is set.
-            UnsupportedError: one asks for what the capabilities deny; none is recorded.
+            PartiallySentError: some ask for what the capabilities deny, or `error` is set.
             ClosedError: after `close()`.
         """
-        for message in messages:
-            self._refuse_unsupported(message)
         failed: dict[int, TransportError] = {}
         for index, message in enumerate(messages):
             try:
@@ -110,8 +107,7 @@ class RecordingProducer(MessageProducer):
     def request(self, message: WireMessage, reply: Promise[Reply]) -> None:
         """Record a query and settle *reply* with its answer. Raises nothing."""
         try:
-            self._refuse_unsupported(message, is_query=True)
-            self._record(message)
+            self._record(message, is_query=True)
             reply.resolve(self._answer(message))
         except Exception as error:  # noqa: BLE001  the interface: what goes wrong rejects
             reply.reject(error)
@@ -126,29 +122,18 @@ class RecordingProducer(MessageProducer):
             return Reply(encode_problem(answer), is_error=True)
         return Reply(encode_result(answer))
 
-    def _refuse_unsupported(self, message: WireMessage, *, is_query: bool = False) -> None:
+    def _record(self, message: WireMessage, *, is_query: bool = False) -> None:
         can = self.capabilities
-        asked = {
-            "way for queries": is_query and not can.queries,
-            "way without an answer": not is_query and can.queries_only,
-            "delay": message.delay is not None and can.delay is None,
-            "priority": message.priority is not None and not can.priority,
-            "expiry": message.expires_at is not None and not can.expiry,
-        }
-        for what, is_refused in asked.items():
-            if is_refused:
-                raise UnsupportedError(f"{message.name}: this producer has no {what}")
-
-    def _record(self, message: WireMessage) -> None:
         if self._is_closed:
             raise ClosedError("the recording producer is closed")
         if self._error is not None:
             raise self._error
-        limit = self.capabilities.max_size_bytes
-        if limit is not None and len(message.body) > limit:
-            raise RejectedError(
-                f"{message.name}: the body has {len(message.body)} bytes, at most {limit} go"
-            )
+        if not (can.queries if is_query else not can.queries_only):
+            way = "for queries" if is_query else "without an answer"
+            raise UnsupportedError(f"{message.name}: this producer has no way {way}")
+        refusal = can.refusal(message, "this producer")
+        if refusal is not None:
+            raise refusal
         with self._lock:
             self._messages.append(message)
 

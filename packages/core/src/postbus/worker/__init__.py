@@ -9,6 +9,7 @@ from __future__ import annotations
 from postbus.worker._consumption import ConsumerRun, ReceivingBus
 from postbus.worker._failures import default_pause
 from postbus.worker._limits import Limits
+from postbus.worker._receivers import IdempotentReceiver
 from postbus.worker._recovery import failure_key
 from postbus.worker._retries import NeverRetry, RetryPolicy, RetryRule
 from postbus.worker._scheduled import Sending
@@ -16,6 +17,7 @@ from postbus.worker._worker import Worker
 
 __all__ = [
     "ConsumerRun",
+    "IdempotentReceiver",
     "Limits",
     "NeverRetry",
     "ReceivingBus",

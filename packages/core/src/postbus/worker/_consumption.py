@@ -43,8 +43,9 @@ __all__ = ["STOPPED", "ConsumerRun", "Consumption", "ReceivingBus", "Watch", "st
 logger = logging.getLogger("postbus.worker")
 
 # What we wait for a consumer, or a handler, to accept its cancellation, and for a consumer to
-# close: long enough for a round trip to a broker, short enough for a container's second signal.
-_PATIENCE = 1.0
+# close: long enough for a round trip to a broker, short enough for a worker that has begun nothing
+# to end within a second.
+_PATIENCE = 0.75
 STOPPED = "stopped"
 
 
@@ -208,6 +209,11 @@ class Consumption:
         return self._is_empty and self._held == 0
 
     @property
+    def _is_full(self) -> bool:
+        """Whether so many have failed that no more should be received."""
+        return self._failures.is_full
+
+    @property
     def state(self) -> str:
         """What it is doing, for a probe: "receiving", "paused", "broken" or "ended"."""
         if self._receiving is None or self._receiving.done():
@@ -225,7 +231,7 @@ class Consumption:
                 if budget.left == 0:
                     return
                 room = min(room, budget.left)
-            if room <= 0 or self._is_paused or self._failures.is_full:
+            if room <= 0 or self._is_paused or self._is_full:
                 await self._wait_for_room()
                 continue
             try:
@@ -426,9 +432,12 @@ class Consumption:
         self._failures.stop()
         if self._acknowledge:
             self._give_back_ready()
-        if self._handling:
-            await asyncio.wait(self._handling, timeout=grace)
-            await self._cancel(self._handling, "a handler")
+        loop = asyncio.get_running_loop()
+        end = loop.time() + grace
+        # What fails meanwhile has to be kept, and is one more.
+        while self._handling and (left := end - loop.time()) > 0:
+            await asyncio.wait(self._handling, timeout=left)
+        await self._cancel(self._handling, "a handler")
         self._give_back_ready()
         closing = asyncio.create_task(self._close())
         await asyncio.wait({closing}, timeout=_PATIENCE)

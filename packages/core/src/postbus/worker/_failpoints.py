@@ -60,7 +60,7 @@ class _Bus:
 
 
 class _Store:
-    """A store whose `put` has a failpoint behind it."""
+    """A store whose `put_many` has a failpoint behind it, for each message."""
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
@@ -68,9 +68,10 @@ class _Store:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
-    def put(self, kept: Any) -> None:
-        self._inner.put(kept)
-        reach("stored")
+    def put_many(self, kept: Sequence[Any]) -> None:
+        self._inner.put_many(kept)
+        for _ in kept:
+            reach("stored")
 
 
 class _Consumer(MessageConsumer):
@@ -115,6 +116,10 @@ class _Delivery(Delivery):
     @property
     def can_reply(self) -> bool:
         return self._inner.can_reply
+
+    @property
+    def is_awaited(self) -> bool:
+        return self._inner.is_awaited
 
     @property
     def lost(self) -> bool:

@@ -16,9 +16,11 @@ from postbus.stores import consumer_target
 from postbus.transports import Reply
 from postbus.wire import encode_result
 from postbus.worker._consumption import STOPPED, ConsumerRun, Consumption, Watch, stopped
+from postbus.worker._failures import MAX_SET_ASIDE
 from postbus.worker._patience import Patience, StoreThreads
 from postbus.worker._receipts import (
     INBOX_LEASE,
+    PURGE_INTERVAL,
     BusyError,
     ConflictError,
     InboxReceipt,
@@ -33,6 +35,7 @@ from postbus.worker._scheduled import SCHEDULE_LEASE, Due, ScheduledDelivery, Se
 if TYPE_CHECKING:
     from postbus.catalog import MessageCatalog
     from postbus.messages import Envelope
+    from postbus.stores import Inbox
     from postbus.transports import Delivery
     from postbus.worker._consumption import ReceivingBus
 
@@ -84,6 +87,8 @@ class KeptConsumption(Consumption):
         self._working: set[Delivery] = set()
         # Those that wait for another worker, which is at them.
         self._busy: set[Delivery] = set()
+        # Those that failed, until a store or the transport has them.
+        self._recovering: set[Delivery] = set()
         self._tending: list[asyncio.Task[None]] = []
 
     def _can_delay(self, delivery: Delivery) -> bool:
@@ -108,6 +113,18 @@ class KeptConsumption(Consumption):
         if known:
             renewing = self._renew_leases(min(known) / 3)
             self._tending.append(asyncio.create_task(renewing, name=f"leases {self.name}"))
+        if self._run.inbox is not None:
+            purging = self._purge(self._run.inbox)
+            self._tending.append(asyncio.create_task(purging, name=f"inbox {self.name}"))
+
+    async def _purge(self, inbox: Inbox) -> None:
+        """Let the inbox forget what is old, a little at a time."""
+        while True:
+            await asyncio.sleep(PURGE_INTERVAL)
+            try:
+                await self._patience.call(inbox.purge)
+            except ClosedError:
+                return
 
     async def _receive(self) -> None:
         if self._run.inbox is not None:
@@ -125,7 +142,7 @@ class KeptConsumption(Consumption):
             room = self._limit - self._held
             if budget is not None:
                 room = min(room, budget.left)
-            if room <= 0 or self._is_paused or self._failures.is_full:
+            if room <= 0 or self._is_paused or self._is_full:
                 await self._wait_for_room()
                 continue
             try:
@@ -142,8 +159,12 @@ class KeptConsumption(Consumption):
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is due either."""
-        return super().is_empty and self._is_due_empty
+        """Whether nothing is due either, and nothing waits for a store."""
+        return super().is_empty and self._is_due_empty and not self._recovering
+
+    @property
+    def _is_full(self) -> bool:
+        return super()._is_full or len(self._recovering) >= MAX_SET_ASIDE
 
     def _update_paused(self) -> None:
         self._is_paused = self._is_held_back or self._patience.is_waiting
@@ -153,7 +174,7 @@ class KeptConsumption(Consumption):
         lease = self._consumer.capabilities.lease
         while True:
             await asyncio.sleep(interval)
-            for delivery in (*self._working, *self._busy, *self._ready):
+            for delivery in (*self._working, *self._recovering, *self._busy, *self._ready):
                 self._extend(delivery, lease)
             if self._receipts is not None:
                 for receipt in tuple(self._receipts.claimed):
@@ -181,14 +202,14 @@ class KeptConsumption(Consumption):
             envelope = self._decode(delivery.body)
             await self._work(delivery, envelope)
         except Exception as error:  # noqa: BLE001  whatever went wrong, the consumer goes on
-            await self._fail(delivery, envelope, error)
+            self._fail(delivery, envelope, error)
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 self._failures.decide(delivery, envelope, stopped(), STOPPED)
                 raise
             # The handler awaited something that somebody else cancelled: a failure like others.
-            await self._fail(delivery, envelope, error)
+            self._fail(delivery, envelope, error)
         except BaseException as error:  # SystemExit and the like: end, but lose nothing
             self._failures.decide(delivery, envelope, error)
             raise
@@ -266,12 +287,12 @@ class KeptConsumption(Consumption):
             error: TransportError = UnsupportedError(
                 f"{envelope.name} came without a reply channel"
             )
-            await self._fail(delivery, envelope, error, "no_reply_channel")
+            self._fail(delivery, envelope, error, "no_reply_channel")
             return
         deadline = envelope.headers.get("deadline")
         if deadline is not None and convert(deadline, datetime) <= datetime.now(UTC):
             error = TimedOutError("the deadline passed before the query was handled")
-            await self._fail(delivery, envelope, error, "deadline_passed")
+            self._fail(delivery, envelope, error, "deadline_passed")
             return
         result = await self._dispatch(envelope, self._encode_reply)
         body = result.body if isinstance(result, KeptReply) else self._encode_reply(result)
@@ -281,26 +302,49 @@ class KeptConsumption(Consumption):
     def _encode_reply(self, result: Any) -> bytes:
         return encode_result(result, max_size_bytes=self._run.max_size_bytes)
 
-    async def _fail(
+    def _fail(
         self,
         delivery: Delivery,
         envelope: Envelope | None,
         error: BaseException,
         reason: str | None = None,
     ) -> None:
-        """Settle what was not handled: by its policy, else by a store, else by giving it back."""
+        """Settle what was not handled, while others are handled: stores take their time."""
         self._watch.on_error(error)
+        self._recovering.add(delivery)
+        recovering = self._recover(delivery, envelope, error, reason)
+        task = asyncio.create_task(recovering, name=f"recover {self.name}")
+
+        def end(task: asyncio.Task[None]) -> None:
+            self._recovering.discard(delivery)
+            if task.cancelled():
+                self._failures.decide(delivery, envelope, stopped(), STOPPED)
+            if len(self._ready) <= self._low:
+                self._room_came()
+
+        task.add_done_callback(end)
+        self._handling.add(task)
+        task.add_done_callback(self._handled)
+
+    async def _recover(
+        self,
+        delivery: Delivery,
+        envelope: Envelope | None,
+        error: BaseException,
+        reason: str | None,
+    ) -> None:
+        """Settle it: by its policy, else by a store, else by giving it back."""
         if isinstance(error, ConflictError):
             reason = "id_conflict"
-        is_query = envelope is None or envelope.kind is MessageKind.QUERY
+        if envelope is None:
+            is_for_sender = delivery.is_awaited
+        else:
+            is_for_sender = envelope.kind is MessageKind.QUERY and delivery.can_reply
         try:
-            if (is_query and delivery.can_reply) or not await self._recovery.recover(
+            if is_for_sender or not await self._recovery.recover(
                 delivery, envelope, error, reason
             ):
                 self._failures.decide(delivery, envelope, error, reason)
-        except asyncio.CancelledError:
-            self._failures.decide(delivery, envelope, stopped(), STOPPED)
-            raise
         except Exception as trouble:  # noqa: BLE001  the worker stops, or the transport has it back
             logger.warning(
                 "a failed delivery could not be recovered",
@@ -324,4 +368,5 @@ class KeptConsumption(Consumption):
         self._patience.stop()
         await self._stop_schedule()
         await super().drain(grace)
+        self._recovery.cancel()
         await self._cancel(set(self._tending), "renewing leases")

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from contextlib import suppress
+from typing import Any, Generic, TypeVar
 
 from postbus.errors import ClosedError
 
-__all__ = ["Patience", "StoreThreads"]
+__all__ = ["Patience", "StoreThreads", "Together"]
 
 logger = logging.getLogger("postbus.worker")
 T = TypeVar("T")
 
 # Stores write together what is asked at one moment, so that more threads are faster ones.
 _THREADS = 16
+# How long what failed waits for more of its kind, in seconds: nobody is in a hurry for it, and
+# each transaction costs as much as many rows. So many are enough.
+_MOMENT = 0.02
+_MOST_TOGETHER = 100
 
 
 class StoreThreads:
@@ -136,3 +141,68 @@ class Patience:
     def stop(self) -> None:
         """Wait for no store any more."""
         self._stop.set()
+
+
+class Together(Generic[T]):
+    """Gives a store in one call what comes within a moment: the disk is waited for once.
+
+    Used on the worker's loop.
+
+    Args:
+        function: takes several items; it has them all when it returns.
+        patience: how it is called.
+    """
+
+    def __init__(self, function: Callable[[Sequence[T]], object], patience: Patience) -> None:
+        self._function = function
+        self._patience = patience
+        self._waiting: list[tuple[T, asyncio.Future[None]]] = []
+        self._is_enough = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def call(self, item: T) -> None:
+        """Return when the store has *item*.
+
+        Raises:
+            ClosedError: the worker stopped before that.
+        """
+        kept: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, kept))
+        if len(self._waiting) >= _MOST_TOGETHER:
+            self._is_enough.set()
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name="postbus store")
+        await kept
+
+    async def _run(self) -> None:
+        try:
+            while self._waiting:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_MOMENT):
+                        await self._is_enough.wait()
+                self._is_enough.clear()
+                batch, self._waiting = self._waiting, []
+                for start in range(0, len(batch), _MOST_TOGETHER):
+                    await self._keep(batch[start : start + _MOST_TOGETHER])
+        finally:
+            self._task = None
+
+    async def _keep(self, batch: Sequence[tuple[T, asyncio.Future[None]]]) -> None:
+        error: ClosedError | None = None
+        try:
+            await self._patience.call(self._function, [item for item, _ in batch])
+        except ClosedError as stopped:
+            error = stopped
+        for _, kept in batch:
+            # Whoever waited for it may have been cancelled.
+            if kept.done():
+                continue
+            if error is None:
+                kept.set_result(None)
+            else:
+                kept.set_exception(error)
+
+    def cancel(self) -> None:
+        """Call the store no more; what was given to it may still reach it."""
+        if self._task is not None:
+            self._task.cancel()

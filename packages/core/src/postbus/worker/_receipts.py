@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "INBOX_LEASE",
+    "PURGE_INTERVAL",
     "BusyError",
     "ConflictError",
     "InboxDownError",
@@ -37,6 +38,8 @@ logger = logging.getLogger("postbus.worker")
 
 # How long others wait for a row whose holder has died; a live one renews it.
 INBOX_LEASE = 30.0
+# Seconds between two looks at what an inbox may forget: so often that each finds little.
+PURGE_INTERVAL = 60.0
 
 
 class InboxDownError(TransportError):

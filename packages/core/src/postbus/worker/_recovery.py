@@ -33,10 +33,10 @@ from postbus.stores import (
     ScheduleStore,
     consumer_target,
 )
-from postbus.transports import WireMessage
-from postbus.wire import encode
+from postbus.transports import Reply, WireMessage
+from postbus.wire import encode, encode_problem
 from postbus.worker._failures import facts_of, reason_of
-from postbus.worker._patience import Patience
+from postbus.worker._patience import Patience, Together
 from postbus.worker._retries import Retries, RetryPolicy, causes_of
 
 if TYPE_CHECKING:
@@ -55,13 +55,18 @@ _MAX_TEXT_BYTES = 1024
 _HOPELESS = (DecodeError, NoHandlerError, UnsupportedError)
 
 
-def failure_key(consumer: str, body: bytes, id_: str | None) -> str:
-    """Return the key of a message in a failure store: the same for the same message."""
-    own = id_.encode() if id_ is not None else hashlib.sha256(body).digest()
-    return hashlib.sha256(b"\0".join((consumer.encode(), own))).hexdigest()[:16]
+def failure_key(consumer: str, body: bytes, envelope: Envelope | None) -> str:
+    """Return the key of a message in a failure store: the same each time it is tried.
+
+    Not its id alone, under which another message may have come.
+    """
+    own: tuple[bytes, ...] = (body,)
+    if envelope is not None:
+        own = (envelope.id.encode(), envelope.name.encode(), envelope.payload or b"")
+    return hashlib.sha256(b"\0".join((consumer.encode(), *own))).hexdigest()[:16]
 
 
-@attrs.frozen
+@attrs.define(eq=False)
 class Recovery:
     """Decides about the failed messages of one consumer. Used on the worker's loop.
 
@@ -86,6 +91,23 @@ class Recovery:
     can_delay: Callable[[Delivery], bool]
     hold: Callable[[Delivery, float, Callable[[], None]], None]
     on_scheduled: Callable[[], None]
+    _put: Together[FailedMessage] | None = attrs.field(init=False, default=None)
+    _note: Together[tuple[str, Failure]] | None = attrs.field(init=False, default=None)
+    _schedule: Together[ScheduledMessage] | None = attrs.field(init=False, default=None)
+
+    def __attrs_post_init__(self) -> None:
+        """Make the ways into the stores."""
+        if self.failures is not None:
+            self._put = Together(self.failures.put_many, self.patience)
+            self._note = Together(self.failures.note_many, self.patience)
+        if self.schedule is not None:
+            self._schedule = Together(self.schedule.put_many, self.patience)
+
+    def cancel(self) -> None:
+        """Wait for no store any more."""
+        for each in (self._put, self._note, self._schedule):
+            if each is not None:
+                each.cancel()
 
     async def recover(
         self,
@@ -118,7 +140,7 @@ class Recovery:
                 body = delivery.body
         else:
             body = delivery.body
-        return await self._give_up(delivery, envelope, body, attempt, failure)
+        return await self._give_up(delivery, envelope, body, attempt, failure, error)
 
     async def came_back(self, delivery: Delivery, envelope: Envelope) -> bool:
         """Count a delivery that came back without a word; True when it was given up for that.
@@ -128,7 +150,7 @@ class Recovery:
         """
         if self.failures is None:
             return False
-        key = failure_key(self.consumer, delivery.body, envelope.id)
+        key = failure_key(self.consumer, delivery.body, envelope)
         count = await self.patience.call(self.failures.note_redelivery, key)
         policy = self.retries.policy(envelope.name, (Exception(),))
         if count <= (_MAX_REDELIVERIES if policy is None else policy.max_attempts):
@@ -136,13 +158,13 @@ class Recovery:
         error = UnsupportedError(f"it was delivered {count} times, and no worker finished it")
         attempt = envelope.headers.get("attempt", 0)
         failure = failure_of(error, CRASH_LOOP)
-        return await self._give_up(delivery, envelope, delivery.body, attempt, failure)
+        return await self._give_up(delivery, envelope, delivery.body, attempt, failure, error)
 
     def handled(self, delivery: Delivery, envelope: Envelope) -> Any:
         """Return what has to be awaited after a success, None for nothing."""
         if self.failures is None or not (delivery.redelivered or "attempt" in envelope.headers):
             return None
-        key = failure_key(self.consumer, delivery.body, envelope.id)
+        key = failure_key(self.consumer, delivery.body, envelope)
         return self.patience.call(self.failures.forget, key)
 
     def _encode(self, envelope: Envelope) -> bytes:
@@ -159,23 +181,23 @@ class Recovery:
         delay = policy.delay(attempt)
         body = self._encode(envelope.evolve(headers={**envelope.headers, "attempt": attempt}))
         message = WireMessage(body, delivery.headers, envelope.id, envelope.name, delay=delay)
-        if self.failures is not None:
-            key = failure_key(self.consumer, delivery.body, envelope.id)
-            await self.patience.call(self.failures.note, key, failure)
+        if self._note is not None:
+            key = failure_key(self.consumer, delivery.body, envelope)
+            await self._note.call((key, failure))
         if self.can_delay(delivery):
             delivery.retry(message)
             await delivery.settled()
-        elif self.schedule is None:
+        elif self._schedule is None:
             message.delay = None
             self.hold(delivery, delay, partial(delivery.retry, message))
         else:
             message.delay = None
             due = datetime.now(UTC) + timedelta(seconds=delay)
             row = ScheduledMessage(target=consumer_target(self.consumer), due=due, message=message)
-            await self.patience.call(self.schedule.put, row)
+            await self._schedule.call(row)
             delivery.ack()
         self.on_scheduled()
-        logger.warning(
+        logger.info(
             "message is tried again",
             extra={**self._about(delivery, envelope, failure), "attempt": attempt, "delay": delay},
         )
@@ -187,22 +209,25 @@ class Recovery:
         body: bytes,
         attempts: int,
         failure: Failure,
+        error: BaseException,
     ) -> bool:
-        if self.failures is None:
+        if self._put is None:
             return False
-        id_ = None if envelope is None else envelope.id
         failed = FailedMessage(
-            key=failure_key(self.consumer, delivery.body, id_),
+            key=failure_key(self.consumer, delivery.body, envelope),
             consumer=self.consumer,
             body=body,
             reason=failure.reason,
-            id=id_,
+            id=None if envelope is None else envelope.id,
             name=None if envelope is None else envelope.name,
             attempts=attempts,
             failed_at=failure.at,
             history=(failure,),
         )
-        await self.patience.call(self.failures.put, failed)
+        await self._put.call(failed)
+        if envelope is None and delivery.can_reply:
+            # Nobody may be there to read it.
+            delivery.reply(Reply(encode_problem(error), is_error=True))
         delivery.ack()
         logger.error(
             "message given up: %s",

@@ -317,8 +317,74 @@ def _has_no_lease(link: Link) -> None:
         delivery.extend(1.0)
 
 
-def _is_not_there_yet(_: Link) -> None:
-    pytest.fail("the interface has no call for it yet, so no transport can declare it")
+def _counts(link: Link) -> None:
+    assert set(link.finish(link.consumer.count).values()) == {0}
+    receiving = link.collecting(1, max_messages=1)
+    looker = link.make_consumer()
+    assert set(link.finish(looker.count).values()) == {0}, "a receive that waits is in the way"
+    link.send(b"1")
+    (held,) = link.result(receiving, "a message, while somebody counts")
+    link.send(b"2", b"3")
+    counted = link.until_counted(2, looker)
+    assert counted == link.finish(link.consumer.count)
+    assert not held.lost
+    if link.consumer.capabilities.acknowledge:
+        # Not by `nack`: a consumer that has room may have it again at once.
+        link.run(link.consumer.aclose())
+        link.until_counted(3, looker)
+
+
+def _counts_nothing(link: Link) -> None:
+    with pytest.raises(UnsupportedError):
+        link.finish(link.consumer.count)
+
+
+def _can_be_looked_into(link: Link) -> None:
+    link.send(b"0")
+    (held,) = link.collect(1, max_messages=1)
+    bodies = [b"1", b"2", b"3", b"4", b"5"]
+    link.send(*bodies)
+    queue = link.queue
+    link.until_counted(len(bodies))
+    looker = link.make_consumer()
+    peek = partial(link.finish, partial(looker.peek, queue))
+    seen = [each.body for each in peek()]
+    assert sorted(seen) == bodies, "what waits, and nothing else"
+    if link.consumer.capabilities.ordering:
+        assert seen == bodies
+    part = link.finish(lambda: looker.peek(queue, offset=1, limit=2))
+    assert [each.body for each in part] == seen[1:3]
+    assert link.finish(lambda: looker.peek(queue, offset=5)) == []
+    received = link.collect(5)
+    assert sorted(each.body for each in received) == bodies
+    assert not any(each.redelivered for each in received), "a peek is no delivery"
+    assert not held.lost
+    assert peek() == []
+
+
+def _cannot_be_looked_into(link: Link) -> None:
+    with pytest.raises(UnsupportedError):
+        link.finish(lambda: link.consumer.peek(link.queue))
+
+
+def _purges(link: Link) -> None:
+    link.send(b"held")
+    (held,) = link.collect(1, max_messages=1)
+    link.send(b"1", b"2", b"3")
+    link.until_counted(3)
+    queue, purger = link.queue, link.make_consumer()
+    assert link.finish(lambda: purger.purge(queue)) == 3
+    link.until_counted(0)
+    assert link.finish(lambda: purger.purge(queue)) == 0
+    assert not held.lost
+    held.ack()
+    link.settled(held)
+    assert link.rest() == []
+
+
+def _purges_nothing(link: Link) -> None:
+    with pytest.raises(UnsupportedError):
+        link.finish(lambda: link.consumer.purge(link.queue))
 
 
 CONSUMER_CLAIMS: Mapping[str, Claim] = {
@@ -330,6 +396,7 @@ CONSUMER_CLAIMS: Mapping[str, Claim] = {
         is_refused=_has_no_lease,
         lie=lambda declared: 1.0 if declared is None else None,
     ),
-    "inspect": Claim(holds=_is_not_there_yet),
-    "purge": Claim(holds=_is_not_there_yet),
+    "count": Claim(holds=_counts, is_refused=_counts_nothing),
+    "inspect": Claim(holds=_can_be_looked_into, is_refused=_cannot_be_looked_into),
+    "purge": Claim(holds=_purges, is_refused=_purges_nothing),
 }

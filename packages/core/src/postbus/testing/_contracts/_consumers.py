@@ -74,13 +74,18 @@ class ConsumerContract(Contract):
             link.refused()
             return
         collecting = link.collecting(1, consumer)
-        link.send(b"1")
+        # It may last until the message is acknowledged, where nothing else keeps it.
+        sending = link.start(lambda: link.send(b"1"))
         (delivery,) = link.result(collecting, "a message")
         if guarantee == "at-least-once":
             assert consumer.capabilities.redeliver_on_crash
             delivery.nack()
-            assert [each.body for each in link.collect(1, consumer)] == [b"1"]
+            (again,) = link.collect(1, consumer)
+            assert again.body == b"1"
+            again.ack()
+            link.result(sending, "a send to return")
         else:
+            link.result(sending, "a send to return")
             assert not consumer.capabilities.acknowledge
             with pytest.raises(UnsupportedError):
                 delivery.nack()
@@ -226,6 +231,24 @@ class ConsumerContract(Contract):
         second = decode(again.body, catalog)
         assert (second.id, second.headers["attempt"]) == (envelope.id, 2)
 
+    def test_a_retry_that_cannot_be_sent_gives_the_delivery_back(self, link: Link) -> None:
+        """What the capabilities exclude takes no place: the message comes again as it was."""
+        (delivery,) = link.exchange(b"1")
+        wrong = message(b"2", priority=10)
+        if not link.consumer.capabilities.retry:
+            with pytest.raises(UnsupportedError):
+                delivery.retry(wrong)
+            link.refused()
+            return
+        with pytest.raises(TransportError):
+            _carry_out(link, delivery, partial(delivery.retry, wrong))
+        assert delivery.lost
+        (again,) = link.collect(1)
+        assert again.body == b"1"
+        again.ack()
+        link.settled(again)
+        assert link.rest() == []
+
     def test_a_retry_may_be_delayed(self, link: Link) -> None:
         """The delay of the new message holds; others go first meanwhile."""
         can = link.consumer.capabilities
@@ -255,15 +278,47 @@ class ConsumerContract(Contract):
         others = link.collect(2, link.make_consumer())
         assert sorted(each.body for each in first + others) == [b"1", b"2", b"3"]
 
+    @pytest.mark.parametrize("call", ["peek", "purge"])
+    def test_a_queue_that_it_does_not_take_from_is_refused(self, link: Link, call: str) -> None:
+        """With the names of those that it does take from (K16)."""
+        consumer = link.consumer
+        with pytest.raises(UnsupportedError) as caught:
+            link.finish(lambda: getattr(consumer, call)("no-queue-of-this-name"))
+        if consumer.capabilities.inspect if call == "peek" else consumer.capabilities.purge:
+            assert repr(link.queue) in str(caught.value)
+        else:
+            link.refused()
+
+    @pytest.mark.parametrize("is_used", [True, False])
+    def test_closing_deletes_no_queue(self, link: Link, *, is_used: bool) -> None:
+        """What waits when a consumer closes, used or not, waits afterwards (K15, T12)."""
+        if not link.consumer.capabilities.count:
+            with pytest.raises(UnsupportedError):
+                link.finish(link.consumer.count)
+            link.refused()
+            return
+        if is_used and link.consumer.capabilities.acknowledge:
+            for delivery in link.exchange(b"used"):
+                delivery.ack()
+                link.settled(delivery)
+        link.send(b"1", b"2")
+        link.run(link.consumer.aclose())
+        consumer = link.make_consumer()
+        link.until_counted(2, consumer)
+        assert sorted(each.body for each in link.collect(2, consumer)) == [b"1", b"2"]
+
     @pytest.mark.parametrize("is_used", [True, False])
     def test_a_closed_consumer_says_so(self, link: Link, *, is_used: bool) -> None:
-        """After `aclose`, which may come twice and before any use, nothing is received."""
+        """After `aclose`, which may come twice and before any use, nothing is done (K14)."""
         if is_used:
             link.exchange(b"1")
         for _ in range(2):
             link.run(link.consumer.aclose(), "aclose() to return")
         with pytest.raises(ClosedError):
             link.receive()
+        refusal = ClosedError if link.consumer.capabilities.count else UnsupportedError
+        with pytest.raises(refusal):
+            link.finish(link.consumer.count)
 
     def test_closing_ends_a_receive_that_waits(self, link: Link) -> None:
         """That call learns why nothing more will come."""

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -31,6 +32,8 @@ __all__ = ["Link", "Peer", "received"]
 T = TypeVar("T")
 # How many seconds a process may take to end that was asked to.
 _LEAVING = 5.0
+# How long to wait before something is looked at again.
+_TURN = 0.02
 _SENTINEL = b'"nothing came before this"'
 
 
@@ -229,6 +232,23 @@ class Link:
         receiving = self.submit(_until_sentinel(consumer or self.consumer))
         self.send(_SENTINEL)
         return self.result(receiving, "the last message")
+
+    @property
+    def queue(self) -> str:
+        """What the consumer calls its queue, or any name where it cannot say."""
+        if not self.consumer.capabilities.count:
+            return "default"
+        (name,) = self.finish(self.consumer.count)
+        return name
+
+    def until_counted(self, count: int, consumer: MessageConsumer | None = None) -> dict[str, int]:
+        """Wait until *count* messages wait in the queue; some systems count a moment later."""
+        counter = consumer or self.consumer
+        deadline = time.monotonic() + self.patience
+        while sum((counted := self.finish(counter.count)).values()) != count:
+            assert time.monotonic() < deadline, f"{count} should wait, counted are {counted}"
+            time.sleep(_TURN)
+        return dict(counted)
 
     def ask(self, text: str = "") -> Promise[Reply]:
         """Send a query; return the promise of its answer."""

@@ -17,7 +17,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from postbus.promises import Promise
-    from postbus.transports import Capabilities, CommonSettings, Delivery, Reply, WireMessage
+    from postbus.transports import (
+        Capabilities,
+        CommonSettings,
+        Delivery,
+        Reply,
+        WaitingMessage,
+        WireMessage,
+    )
 
 __all__ = ["System", "TransportUnderTest", "declaring"]
 
@@ -113,3 +120,12 @@ class _Consumer(MessageConsumer):
 
     async def aclose(self) -> None:
         await self._inner.aclose()
+
+    def count(self) -> Mapping[str, int]:
+        return self._inner.count()
+
+    def peek(self, queue: str, *, offset: int = 0, limit: int = 20) -> Sequence[WaitingMessage]:
+        return self._inner.peek(queue, offset=offset, limit=limit)
+
+    def purge(self, queue: str) -> int:
+        return self._inner.purge(queue)
