@@ -335,6 +335,26 @@ class TestConsumer:
         assert b"ttr: 77" in facts
         assert b"current-jobs-ready: 1" in server.talk(b"stats-tube " + tube.encode())
 
+    def test_a_retry_that_the_server_refuses_gives_the_job_back(
+        self, producer: MakeProducer, consumer: MakeConsumer, message: MakeMessage
+    ) -> None:
+        """At once, and not when its time to run is over."""
+        producer(ttr=600).send(message(b"1"))
+
+        async def scenario() -> tuple[bytes, bool]:
+            receiver = consumer(max_job_bytes=1_000_000, lease=600.0)
+            (delivery,) = await receiver.receive(1)
+            delivery.retry(message(b"x" * 70_000))
+            with pytest.raises(RejectedError, match="-z"):
+                await delivery.settled()
+            (again,) = await receiver.receive(1)
+            again.ack()
+            await again.settled()
+            await receiver.aclose()
+            return again.body, again.redelivered
+
+        assert run(scenario) == (b"1", True)
+
     def test_a_job_whose_time_ran_out_is_lost(
         self, server: Server, tube: str, consumer: MakeConsumer
     ) -> None:
@@ -392,8 +412,12 @@ class TestConsumer:
 
 
 class TestQueries:
-    def test_a_question_survives_a_restart_of_the_server(self, own_server: Server) -> None:
+    def test_a_question_survives_a_restart_of_the_server(
+        self, own_server: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Its answer is fetched by the connection that was made anew."""
+        # The restart may take less than the second after which a producer looks.
+        monkeypatch.setattr("postbus_beanstalkd._protocol._IDLE", 0.0)
         catalog = MessageCatalog()
         catalog.add(Double)
         section = {"transport": "beanstalkd", "address": own_server.address}

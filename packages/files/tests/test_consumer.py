@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import signal
@@ -19,7 +20,7 @@ import pytest
 from postbus.errors import ClosedError, RejectedError, TransportError, UnsupportedError
 from postbus.transports import Delivery, WireMessage
 from postbus_files import FilesConsumer, FilesProducer
-from postbus_files._folder import Listing
+from postbus_files._folder import Folder, Listing
 from postbus_files._names import Claim
 
 T = TypeVar("T")
@@ -172,6 +173,7 @@ class TestReceive:
         ready = path / "ready"
         (ready / "a-link").symlink_to("/etc/passwd")
         os.mkfifo(ready / "a-pipe")
+        (ready / "a-folder").mkdir()
         (ready / "large").write_bytes(b"x" * 1001)
 
         async def scenario() -> list[bytes]:
@@ -187,8 +189,37 @@ class TestReceive:
             return [found[0].body, *more]
 
         assert run(scenario) == [b"fine", b"more"]
-        assert len(names(path / "rejected")) == 3
-        assert sum(r.levelno == logging.ERROR for r in caplog.records) == 3
+        assert len(names(path / "rejected")) == 4
+        assert sum(r.levelno == logging.ERROR for r in caplog.records) == 4
+
+    def test_a_file_that_the_disk_refuses_holds_up_no_other(
+        self,
+        producer: MakeProducer,
+        consumer: MakeConsumer,
+        message: MakeMessage,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """What was claimed before it is delivered; the error comes with the next call."""
+        producer().send_many([message(b"1"), message(b"2"), message(b"3")])
+        read = Folder.read
+
+        def read_some(folder: Folder, path: Path, max_size_bytes: int) -> bytes | None:
+            body = read(folder, path, max_size_bytes)
+            if body == b"2":
+                raise OSError(errno.EIO, "Input/output error")
+            return body
+
+        monkeypatch.setattr(Folder, "read", read_some)
+
+        async def scenario() -> list[bytes]:
+            receiver = consumer()
+            found = [*await receiver.receive(3), *await receiver.receive(3)]
+            assert not any(each.lost for each in found)
+            await ack_all(found)
+            await receiver.aclose()
+            return [each.body for each in found]
+
+        assert run(scenario) == [b"1", b"3"]
 
     def test_at_most_once_removes_what_it_takes(
         self, producer: MakeProducer, consumer: MakeConsumer, message: MakeMessage, path: Path

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from postbus.errors import ClosedError, ConnectionFailedError, RejectedError, TransportError
+from postbus.errors import ClosedError, ConnectionFailedError, TransportError
 from postbus.promises import Promise
 from postbus.threaded import Action, Received, Settlement
 from postbus.transports import CommonSettings, Reply, WireMessage
@@ -154,20 +154,6 @@ class TestFunctionClient:
         again = sorted((each.body, each.can_reply) for each in taken(client, 2))
 
         assert again == [(b"1", True), (b"other", False)]
-
-    def test_a_job_too_large_to_retry_is_given_back(
-        self, client: FunctionClient, producer: MakeProducer, message: MakeMessage
-    ) -> None:
-        """And whoever asked for it is told; what is answered is never settled again."""
-        producer().send(message(b"1"))
-        (job,) = taken(client, 1)
-        large = message(b"x" * (1024 * 1024 + 1))
-
-        failed = client.settle([Settlement(Action.RETRY, job.receipt, large)])
-        (again,) = taken(client, 1)
-
-        assert isinstance(failed[0], RejectedError)
-        assert (again.body, again.redelivered) == (b"1", True)
 
     def test_it_may_be_woken_and_closed_at_any_time(self, client: FunctionClient) -> None:
         """Before it is open, after it is closed, and as often as anybody likes."""

@@ -28,6 +28,7 @@ from postbus.errors import (
     TimedOutError,
     TransportError,
 )
+from postbus.messages import new_id
 from postbus.promises import Promise
 from postbus.transports import CommonSettings, Delivery, Reply, WireMessage
 from postbus_gearman import GEARMAN, GearmanConsumer, GearmanContainer, GearmanProducer
@@ -193,6 +194,31 @@ class TestTool:
         assert (answered.returncode, answered.stdout) == (0, b"42")
         assert failed.returncode == 1
         assert b'"type":"urn:postbus:problem:handler-failed"' in failed.stdout + failed.stderr
+
+    def test_what_cannot_be_read_is_kept_and_answered(self, server: Server, function: str) -> None:
+        """Nobody can tell whether somebody waits: so the bytes are kept, and the job fails."""
+        config, services, catalog = doubling(server, function)
+        config["consumers"]["jobs"]["failure_store"] = "main"
+        config["stores"] = {"main": {"store": "memory"}}
+        sent, asked = b"\xff in the background", b"\xff in the foreground"
+
+        with build(config, services, catalog) as app:
+            failures = app.stores["main"].failures
+            with app.worker().running():
+                tool(server, "-b", "-f", function, input=sent)
+                answered = tool(server, "-f", function, input=asked)
+                reply: Promise[Reply] = Promise()
+                ours = WireMessage(b"\xff asked by us", {}, new_id(), "gearman.double")
+                settings = GEARMAN.producer_settings(servers=(server.address,), function=function)
+                sender = GEARMAN.make_producer(settings, CommonSettings(name="test"))
+                sender.request(ours, reply)
+                assert reply.result(PATIENCE).is_error
+                sender.close()
+
+            # Who asks by our client waits, and has the bytes.
+            assert {each.body for each in failures.list()} == {sent, asked}
+        assert answered.returncode == 1
+        assert b"not_utf8" in answered.stdout + answered.stderr
 
 
 def _documents(text: bytes) -> Iterator[dict[str, Any]]:

@@ -38,5 +38,8 @@ def capabilities_of(
         priority=True,
         ordering=True,
         max_size_bytes=min(common.max_size_bytes, settings.max_job_bytes),
+        count=True,
+        # `peek-ready` shows the next job, and there is no way to the one behind it.
+        purge=True,
         lease=lease,
     )

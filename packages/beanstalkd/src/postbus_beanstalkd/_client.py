@@ -18,8 +18,10 @@ from postbus_beanstalkd._jobs import (
     release,
     reply_channel,
     stats_job,
+    stats_tube,
     touch,
     urgency,
+    watch_only,
 )
 from postbus_beanstalkd._protocol import Answer, Connection, Job, refusal
 from postbus_beanstalkd.settings import address_of
@@ -39,6 +41,7 @@ _SOON_SECONDS = 1.0
 _PAUSE = 0.02
 # An answer nobody fetched is worth keeping for as long as a query may take, no longer.
 _REPLY_TTR = 60
+_PURGED_AT_ONCE = 100
 
 
 @attrs.frozen
@@ -79,6 +82,7 @@ class TubeClient(BlockingClient[Reserved]):
     def __init__(self, settings: BeanstalkdConsumerSettings, capabilities: Capabilities) -> None:
         self.capabilities: Capabilities = capabilities
         self.source: str = f"beanstalkd:{settings.address}/{','.join(settings.tubes)}"
+        self.queues: Sequence[str] = settings.tubes
         self._settings = settings
         self._connection: Connection | None = None
         self._using = b"default"
@@ -93,12 +97,15 @@ class TubeClient(BlockingClient[Reserved]):
         Raises:
             TransportError: the server cannot be reached.
         """
-        connection = Connection(address_of(self._settings.address), self._settings.io_timeout)
-        self._connection = connection
+        self._connection = self._connect()
         self._using = b"default"
-        watch = [b"watch %b\r\n" % tube.encode() for tube in self._settings.tubes]
-        ignore = [] if "default" in self._settings.tubes else [b"ignore default\r\n"]
-        for answer in connection.run([*watch, *ignore]):
+        self._watch(self._connection, self.queues)
+
+    def _connect(self) -> Connection:
+        return Connection(address_of(self._settings.address), self._settings.io_timeout)
+
+    def _watch(self, connection: Connection, tubes: Sequence[str]) -> None:
+        for answer in connection.run(watch_only(tubes)):
             if answer.word != b"WATCHING":
                 raise refusal(answer, f"watch the tubes of {self.source}")
 
@@ -232,7 +239,7 @@ class TubeClient(BlockingClient[Reserved]):
         return self._put(tube, put(body, urgency(None), None, _REPLY_TTR))
 
     def _retry(self, reserved: Reserved, message: WireMessage, facts: Mapping[str, str]) -> Answer:
-        """Put the new job, and delete the old one when the server has it.
+        """Put the new job, and delete the old one when the server has it; else give it back.
 
         A crash in between leaves both: the message comes twice, with one id.
         """
@@ -240,6 +247,7 @@ class TubeClient(BlockingClient[Reserved]):
         command = put(message.body, pri, message.delay, int(facts["ttr"]))
         answer = self._put(facts["tube"], command)
         if answer.word != b"INSERTED":
+            self._run([release(reserved.id, int(facts["pri"]))])
             return answer
         return self._open_connection().run([delete(reserved.id)])[0]
 
@@ -249,6 +257,33 @@ class TubeClient(BlockingClient[Reserved]):
             self._using = tube.encode()
             commands.insert(0, b"use %b\r\n" % self._using)
         return self._open_connection().run(commands)[-1]
+
+    def count(self) -> Mapping[str, int]:
+        """Return how many jobs of each tube are ready. Any thread.
+
+        Raises:
+            TransportError: the server cannot be reached.
+        """
+        with self._connect() as connection:
+            answers = connection.run([stats_tube(tube) for tube in self.queues])
+        return {
+            tube: int(_stats(answer)["current-jobs-ready"]) if answer.word == b"OK" else 0
+            for tube, answer in zip(self.queues, answers, strict=True)
+        }
+
+    def purge(self, queue: str) -> int:
+        """Take all jobs of a tube that are ready, and delete them. Any thread.
+
+        Raises:
+            TransportError: the server cannot be reached.
+        """
+        removed = 0
+        with self._connect() as connection:
+            self._watch(connection, [queue])
+            while ids := _reserved(connection.run([_NOW] * _PURGED_AT_ONCE)):
+                answers = connection.run([delete(job_id) for job_id in ids])
+                removed += sum(answer.word == b"DELETED" for answer in answers)
+        return removed
 
     def close(self) -> None:
         """Disconnect; the server queues again what we hold."""
@@ -272,6 +307,10 @@ def _command(settlement: Settlement[Reserved]) -> bytes | None:
             return touch(job_id)
         case _:
             return None
+
+
+def _reserved(answers: Sequence[Answer]) -> list[int]:
+    return [int(answer.values[0]) for answer in answers if answer.word == b"RESERVED"]
 
 
 def _job(answer: Answer) -> Job:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 import re
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from postbus.errors import RejectedError
 from postbus.transports import Reply
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = [
     "delete",
@@ -17,9 +21,11 @@ __all__ = [
     "release",
     "reply_channel",
     "stats_job",
+    "stats_tube",
     "touch",
     "unmark_reply",
     "urgency",
+    "watch_only",
     "with_reply_channel",
 ]
 
@@ -68,6 +74,17 @@ def touch(job_id: int) -> bytes:
 def stats_job(job_id: int) -> bytes:
     """Return the command that asks for everything the server knows about a job."""
     return b"stats-job %d\r\n" % job_id
+
+
+def stats_tube(tube: str) -> bytes:
+    """Return the command that asks for the numbers of a tube."""
+    return b"stats-tube %b\r\n" % tube.encode()
+
+
+def watch_only(tubes: Sequence[str]) -> list[bytes]:
+    """Return the commands after which a new connection reserves from *tubes* and no others."""
+    ignored = [] if "default" in tubes else [b"ignore default\r\n"]
+    return [*(b"watch %b\r\n" % tube.encode() for tube in tubes), *ignored]
 
 
 def release(job_id: int, urgency: int) -> bytes:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import select
 import socket
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import attrs
 
@@ -131,6 +131,14 @@ class Connection:
                 raise ConnectionResetError("the connection was closed")
             data = data[:-2]
         return Answer(word, tuple(values), data)
+
+    def __enter__(self) -> Self:
+        """Return itself; leaving closes it."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
 
     def close(self) -> None:
         """Close it; what was reserved over it goes back to the server's queue. Idempotent."""

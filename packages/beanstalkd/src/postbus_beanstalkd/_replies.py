@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from postbus.errors import ClosedError, TransportError
-from postbus_beanstalkd._jobs import delete, unmark_reply
+from postbus_beanstalkd._jobs import delete, unmark_reply, watch_only
 from postbus_beanstalkd._protocol import Connection
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Replies:
             try:
                 if connection is None:
                     connection = Connection(self._address, self._timeout)
-                    connection.run([b"watch %b\r\n" % self.tube.encode(), b"ignore default\r\n"])
+                    connection.run(watch_only([self.tube]))
                 self._take(connection)
             except TransportError as error:
                 logger.warning("answers cannot be fetched", extra={"error": error.message})

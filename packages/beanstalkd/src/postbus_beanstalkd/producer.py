@@ -6,13 +6,9 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
-from postbus.errors import (
-    ClosedError,
-    PartiallySentError,
-    RejectedError,
-    TransportError,
-    UnsupportedError,
-)
+import msgspec
+
+from postbus.errors import ClosedError, PartiallySentError, TransportError
 from postbus.transports import MessageProducer
 from postbus_beanstalkd._capabilities import capabilities_of
 from postbus_beanstalkd._jobs import put, urgency, with_reply_channel
@@ -33,7 +29,6 @@ __all__ = ["BeanstalkdProducer"]
 # buffer for them stays far below what would make each wait for the other.
 _WINDOW_JOBS = 100
 _WINDOW_BYTES = 65_536
-_LAST_PRIORITY = 9
 
 
 class BeanstalkdProducer(MessageProducer):
@@ -65,28 +60,16 @@ class BeanstalkdProducer(MessageProducer):
                 then the server may have them all the same.
             ClosedError: after `close()`.
         """
-        self._put([(message, message.body) for message in messages])
-
-    def request(self, message: WireMessage, reply: Promise[Reply]) -> None:
-        """Send a query; the job in our reply tube that answers it settles *reply*."""
-        try:
-            self._refuse_closed()
-            tube = self._replies.expect(message.id, reply)
-            self._put([(message, with_reply_channel(message.body, tube))])
-        except PartiallySentError as error:
-            reply.reject(error.failed[0])
-        except TransportError as error:
-            reply.reject(error)
-
-    def _put(self, messages: Sequence[tuple[WireMessage, bytes]]) -> None:
         self._refuse_closed()
         failed: dict[int, TransportError] = {}
         commands: dict[int, bytes] = {}
-        for index, (message, body) in enumerate(messages):
-            try:
-                commands[index] = self._command(message, body)
-            except (RejectedError, UnsupportedError) as error:
-                failed[index] = error
+        for index, message in enumerate(messages):
+            refused = self.capabilities.refusal(message, "beanstalkd", size_key="max_job_bytes")
+            if refused is not None:
+                failed[index] = refused
+            else:
+                pri, ttr = urgency(message.priority), self._settings.ttr
+                commands[index] = put(message.body, pri, message.delay, ttr)
         with self._lock:
             for window in _windows(commands):
                 failed.update(self._insert({index: commands[index] for index in window}))
@@ -95,6 +78,16 @@ class BeanstalkdProducer(MessageProducer):
                 f"{self._settings.address} did not take {len(failed)} of {len(messages)} messages",
                 dict(sorted(failed.items())),
             )
+
+    def request(self, message: WireMessage, reply: Promise[Reply]) -> None:
+        """Send a query; the job in our reply tube that answers it settles *reply*."""
+        try:
+            self._refuse_closed()
+            tube = self._replies.expect(message.id, reply)
+            body = with_reply_channel(message.body, tube)
+            self.send(msgspec.structs.replace(message, body=body))
+        except TransportError as error:
+            reply.reject(error)
 
     def _insert(self, commands: dict[int, bytes]) -> dict[int, TransportError]:
         doing = f"put into {self._settings.tube}"
@@ -128,26 +121,6 @@ class BeanstalkdProducer(MessageProducer):
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
-
-    def _command(self, message: WireMessage, body: bytes) -> bytes:
-        limit = self.capabilities.max_size_bytes
-        assert limit is not None  # noqa: S101  the server has one
-        if len(body) > limit:
-            msg = (
-                f"{message.name} {message.id}: the body has {len(body)} bytes, at most {limit} "
-                "are configured (`max_job_bytes`, and the server's own -z)"
-            )
-            raise RejectedError(msg)
-        if not 0 <= (message.priority or 0) <= _LAST_PRIORITY:
-            msg = (
-                f"{message.name} {message.id}: priority must be 0 to {_LAST_PRIORITY}, "
-                f"got {message.priority}"
-            )
-            raise RejectedError(msg)
-        if message.expires_at is not None:
-            msg = f"{message.name} {message.id}: beanstalkd has no expiry for a job"
-            raise UnsupportedError(msg)
-        return put(body, urgency(message.priority), message.delay, self._settings.ttr)
 
     def _refuse_closed(self) -> None:
         if self._process != os.getpid():

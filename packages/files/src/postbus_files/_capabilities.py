@@ -30,5 +30,8 @@ def capabilities_of(
         expiry=True,
         ordering=True,
         max_size_bytes=max_size_bytes,
+        count=True,
+        inspect=True,
+        purge=True,
         lease=lease if acknowledge else None,
     )

@@ -6,12 +6,14 @@ import logging
 import secrets
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, ClassVar
 
 import attrs
 
 from postbus.errors import TransportError
 from postbus.threaded import Action, BlockingClient, Received, Settlement
+from postbus.transports import WaitingMessage
 from postbus_files._folder import Listing, microseconds, translate, translated
 from postbus_files._names import Claim, Entry, delayed_name, due_of
 from postbus_files._replies import answer
@@ -52,7 +54,9 @@ class FolderClient(BlockingClient[Held]):
     ) -> None:
         self.capabilities: Capabilities = capabilities
         self.source: str = f"files:{folder.path}"
+        self.queues: Sequence[str] = (settings.path,)
         self._folder = folder
+        self._settings = settings
         self._poll_interval = settings.poll_interval
         self._lease = settings.lease
         assert capabilities.max_size_bytes is not None  # noqa: S101  a folder always has a limit
@@ -106,6 +110,58 @@ class FolderClient(BlockingClient[Held]):
     def close(self) -> None:
         """Do nothing: no descriptor stays open between calls."""
 
+    def count(self) -> Mapping[str, int]:
+        """Return how many files wait. Any thread.
+
+        Raises:
+            TransportError: the folder cannot be used.
+        """
+        return dict.fromkeys(self.queues, len(self._waiting()))
+
+    def peek(self, queue: str, offset: int, limit: int) -> Sequence[WaitingMessage]:
+        """Return what stands in files that wait, in order; no headers. Any thread.
+
+        What cannot be a message is left out, and what somebody takes meanwhile.
+
+        Raises:
+            TransportError: the folder cannot be read.
+        """
+        found: list[WaitingMessage] = []
+        names = self._waiting()[offset:]
+        with translated(f"look into {queue}"):
+            for name in names:
+                if len(found) == limit:
+                    break
+                with suppress(FileNotFoundError):
+                    body = self._folder.read(self._folder.ready / name, self._max_size_bytes)
+                    if body is not None:
+                        found.append(WaitingMessage(body))
+        return found
+
+    def purge(self, queue: str) -> int:
+        """Remove the files that wait; return how many that were. Any thread.
+
+        Raises:
+            TransportError: the folder cannot be written.
+        """
+        removed, names = 0, self._waiting()
+        with translated(f"purge {queue}"):
+            for name in names:
+                with suppress(IsADirectoryError):  # what receives will put it aside
+                    removed += self._remove(self._folder.ready / name)
+        return removed
+
+    def _waiting(self) -> list[str]:
+        """Return the names of what could be received now, in order. Any thread."""
+        # The listings of this client are its own thread's.
+        looking = FolderClient(self._folder, self._settings, self.capabilities)
+        looking.open()
+        with translated(f"look into {self._folder.path}"):
+            looking._put_back()
+            looking._ready.refresh()
+        now = microseconds()
+        return [name for name in looking._ready.names if not _has_expired(name, now)]
+
     def _put_back(self) -> None:
         now = microseconds()
         self._delayed.refresh()
@@ -142,7 +198,13 @@ class FolderClient(BlockingClient[Held]):
         self._ready.refresh()
         names, now = self._ready.names, microseconds()
         while names and len(taken) < max_messages:
-            received = self._claim(names.popleft(), now)
+            try:
+                received = self._claim(names.popleft(), now)
+            except OSError:
+                if not taken:
+                    raise
+                # What was claimed before is ours all the same; the next look says the rest.
+                break
             if received is not None:
                 taken.append(received)
         return taken
@@ -150,7 +212,7 @@ class FolderClient(BlockingClient[Held]):
     def _claim(self, name: str, now: int) -> Received[Held] | None:
         folder = self._folder
         entry = Entry.parse(name) or Entry.foreign(name, now)
-        if 0 < entry.expires <= now:
+        if entry.has_expired(now):
             if self._remove(folder.ready / name):
                 logger.info("message expired", extra={"source": self.source, "file": name})
             return None
@@ -242,3 +304,8 @@ class FolderClient(BlockingClient[Held]):
             target = folder.ready / entry.name
         path.rename(target)
         folder.make_durable([target.parent])
+
+
+def _has_expired(name: str, now: int) -> bool:
+    entry = Entry.parse(name)
+    return entry is not None and entry.has_expired(now)

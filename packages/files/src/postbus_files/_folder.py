@@ -30,6 +30,8 @@ _FILE_MODE = 0o600
 _NEW = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 # A pipe in the folder must not block whoever opens it.
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+# A symbolic link, and what somebody else put there for themselves.
+_NOT_OURS = {errno.ELOOP, errno.EACCES, errno.EPERM}
 _REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 # What a process that died left half written is nobody's after this time.
 _LEFTOVER_SECONDS = 3600.0
@@ -124,17 +126,18 @@ class Folder:
                 os.close(descriptor)
 
     def read(self, path: Path, max_size_bytes: int) -> bytes | None:
-        """Return the bytes at *path*; None where that is no plain file, or a larger one."""
+        """Return the bytes at *path*; None for what is no plain file of ours, or a larger one."""
         try:
             descriptor = os.open(path, _READ)
         except OSError as error:
-            if error.errno == errno.ELOOP:  # a symbolic link
+            if error.errno in _NOT_OURS:
                 return None
             raise
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode) or facts.st_size > max_size_bytes:
+            os.close(descriptor)
+            return None
         with os.fdopen(descriptor, "rb", buffering=0) as file:
-            facts = os.fstat(descriptor)
-            if not stat.S_ISREG(facts.st_mode) or facts.st_size > max_size_bytes:
-                return None
             return file.readall()
 
     def remove_leftovers(self) -> None:

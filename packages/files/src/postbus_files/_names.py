@@ -54,6 +54,10 @@ class Entry:
             f"-{self.deliveries}-{self.reply}.json"
         )
 
+    def has_expired(self, now: int) -> bool:
+        """Whether nobody is to have it any more."""
+        return 0 < self.expires <= now
+
     @classmethod
     def parse(cls, name: str) -> Entry | None:
         """Return what *name* says, None for a file that somebody else put there."""

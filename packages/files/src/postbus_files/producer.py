@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from postbus.errors import ClosedError, PartiallySentError, RejectedError, TransportError
+from postbus.errors import ClosedError, PartiallySentError, TransportError
 from postbus.transports import MessageProducer
 from postbus_files._capabilities import capabilities_of
 from postbus_files._folder import Folder, microseconds, translate
@@ -77,7 +77,9 @@ class FilesProducer(MessageProducer):
         renamed: dict[Path, list[int]] = {}
         for index, (message, reply) in enumerate(messages):
             try:
-                self._check(message)
+                refusal = self.capabilities.refusal(message, "a folder")
+                if refusal is not None:
+                    raise refusal
                 written = folder.write(message.body)
                 entry = entry_of(message, self._next_stamp(), reply=reply)
                 target = _place(folder, message, entry)
@@ -98,20 +100,6 @@ class FilesProducer(MessageProducer):
                 f"{folder.path} did not take {len(failed)} of {len(messages)} messages",
                 dict(sorted(failed.items())),
             )
-
-    def _check(self, message: WireMessage) -> None:
-        if len(message.body) > self._max_size_bytes:
-            msg = (
-                f"{message.name} {message.id}: the body has {len(message.body)} bytes, at most "
-                f"{self._max_size_bytes} are configured (`max_size_bytes`)"
-            )
-            raise RejectedError(msg)
-        if not 0 <= (message.priority or 0) <= LAST_PRIORITY:
-            msg = (
-                f"{message.name} {message.id}: priority must be 0 to {LAST_PRIORITY}, "
-                f"got {message.priority}"
-            )
-            raise RejectedError(msg)
 
     def _next_stamp(self) -> int:
         # Two messages of one microsecond keep their order.

@@ -30,4 +30,5 @@ def capabilities_of(
         priority=True,
         ordering=len(settings.servers) == 1,
         max_size_bytes=common.max_size_bytes,
+        count=True,
     )

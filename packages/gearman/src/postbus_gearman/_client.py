@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING, ClassVar
 
 import attrs
 
-from postbus.errors import ConnectionFailedError, TransportError
+from postbus.errors import ConnectionFailedError, RejectedError, TransportError
 from postbus.threaded import Action, BlockingClient, Received, Settlement
-from postbus_gearman._jobs import answer, check, complete, submit, unique_ids
+from postbus_gearman._jobs import STATUS, answer, complete, submit, unique_ids, waiting
 from postbus_gearman._lines import Line, Receipt
-from postbus_gearman._protocol import readable
+from postbus_gearman._protocol import Connection, readable
 from postbus_gearman.settings import address_of
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ class FunctionClient(BlockingClient[Receipt]):
     def __init__(self, settings: GearmanConsumerSettings, capabilities: Capabilities) -> None:
         self.capabilities: Capabilities = capabilities
         self.source: str = f"gearman:{','.join(settings.servers)}/{','.join(settings.functions)}"
+        self.queues: Sequence[str] = settings.functions
+        self._addresses = settings.servers
         self._timeout = settings.io_timeout
         self._functions = [each.encode() for each in settings.functions]
         self._servers = [_Server(name) for name in settings.servers]
@@ -127,6 +129,7 @@ class FunctionClient(BlockingClient[Receipt]):
                 receipt=receipt,
                 redelivered=was_lost,
                 can_reply=receipt.job.may_be_asked,
+                is_awaited=receipt.job.is_asked,
             )
             for receipt, was_lost in taken
         ]
@@ -222,11 +225,6 @@ class FunctionClient(BlockingClient[Receipt]):
 
     def _retry(self, receipt: Receipt, message: WireMessage) -> TransportError | None:
         job, line = receipt.job, receipt.line
-        try:
-            check(message, self.capabilities)
-        except TransportError as refused:
-            self._give_back(receipt)
-            return refused
         if job.may_be_asked:
             # Somebody may wait for this very job: it stays, and is handed out again from here.
             again = Received(body=message.body, receipt=receipt, can_reply=True)
@@ -244,6 +242,22 @@ class FunctionClient(BlockingClient[Receipt]):
         else:
             self._give_back(receipt)
         return error
+
+    def count(self) -> Mapping[str, int]:
+        """Return how many jobs of each function no worker has, on all servers. Any thread.
+
+        Raises:
+            TransportError: one of the servers cannot be reached.
+        """
+        counted = Counter(dict.fromkeys(self.queues, 0))
+        for address in self._addresses:
+            with Connection(address_of(address), self._timeout) as connection:
+                connection.send(STATUS)
+                status = connection.text()
+            if status is None:
+                raise RejectedError(f"{address} does not say how many jobs wait")
+            counted.update(waiting(status))
+        return {function: counted[function] for function in self.queues}
 
     def close(self) -> None:
         """Disconnect; the servers queue again what we hold. Idempotent."""

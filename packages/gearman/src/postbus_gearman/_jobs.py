@@ -9,26 +9,37 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from postbus.errors import RejectedError, UnsupportedError
 from postbus_gearman._protocol import Kind, packet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from postbus.transports import Capabilities, Reply, WireMessage
+    from postbus.transports import Reply, WireMessage
     from postbus_gearman._protocol import Packet
 
-__all__ = ["Job", "answer", "ask", "check", "complete", "redelivered", "submit", "unique_ids"]
+__all__ = [
+    "STATUS",
+    "Job",
+    "answer",
+    "ask",
+    "complete",
+    "redelivered",
+    "submit",
+    "unique_ids",
+    "waiting",
+]
 
-_LAST_PRIORITY = 9
 _BACKGROUND = (Kind.SUBMIT_JOB_LOW_BG, Kind.SUBMIT_JOB_BG, Kind.SUBMIT_JOB_HIGH_BG)
 _FOREGROUND = (Kind.SUBMIT_JOB_LOW, Kind.SUBMIT_JOB, Kind.SUBMIT_JOB_HIGH)
 _FIRST_NORMAL, _FIRST_HIGH = 3, 7
 # A server does not tell a worker whether anybody waits for the answer, nor how urgent a job is;
 # the unique ids of our background jobs do.
 _SENT = b"postbus.sent.%d.%b"
-_ASKED = b"postbus.asked.%b"
+_ASKED_PREFIX = b"postbus.asked."
+_ASKED = _ASKED_PREFIX + b"%b"
 _sent = re.compile(rb"postbus\.sent\.([0-9])\.").match
+STATUS = b"status\n"
+_find_status = re.compile(rb"^([^\t\n]+)\t([0-9]+)\t([0-9]+)\t", re.MULTILINE).findall
 _find_redelivered = re.compile(rb"^([^\t\n]+)\t[1-9]", re.MULTILINE).findall
 
 
@@ -41,27 +52,6 @@ def _level(priority: int | None) -> int:
     """Return the place in gearman's three levels."""
     urgency = priority or 0
     return (urgency >= _FIRST_NORMAL) + (urgency >= _FIRST_HIGH)
-
-
-def check(message: WireMessage, capabilities: Capabilities) -> None:
-    """Refuse what a gearman server cannot do, before it is sent.
-
-    Raises:
-        RejectedError: too large, or a priority that there is not.
-        UnsupportedError: a delay or an expiry.
-    """
-    what, limit = f"{message.name} {message.id}", capabilities.max_size_bytes
-    if limit is not None and len(message.body) > limit:
-        msg = f"{what}: the body has {len(message.body)} bytes, at most {limit} are configured"
-        raise RejectedError(msg)
-    priority = message.priority
-    if not 0 <= (priority or 0) <= _LAST_PRIORITY:
-        msg = f"{what}: priority must be 0 to {_LAST_PRIORITY}, got {priority}"
-        raise RejectedError(msg)
-    if message.delay:
-        raise UnsupportedError(f"{what}: gearman cannot delay a job")
-    if message.expires_at is not None:
-        raise UnsupportedError(f"{what}: gearman has no expiry for a job")
 
 
 def submit(message: WireMessage, function: bytes, unique: bytes, priority: int | None) -> bytes:
@@ -84,7 +74,8 @@ def ask(message: WireMessage, function: bytes, unique: bytes) -> bytes:
 class Job:
     """A job that a worker was given. *priority* is None where nobody said it.
 
-    *may_be_asked* is False where it is certain that nobody waits for an answer.
+    *may_be_asked* is False where it is certain that nobody waits for an answer, *is_asked* True
+    where it is certain that somebody does.
     """
 
     handle: bytes
@@ -92,6 +83,7 @@ class Job:
     body: bytes
     priority: int | None
     may_be_asked: bool
+    is_asked: bool
 
     @classmethod
     def of(cls, assigned: Packet) -> Job:
@@ -102,7 +94,9 @@ class Job:
         """
         handle, function, unique, body = assigned.arguments(4)
         sent = _sent(unique)
-        return cls(handle, function, body, int(sent[1]) if sent else None, sent is None)
+        priority = int(sent[1]) if sent else None
+        is_asked = unique.startswith(_ASKED_PREFIX)
+        return cls(handle, function, body, priority, sent is None, is_asked)
 
 
 def complete(handle: bytes) -> bytes:
@@ -125,3 +119,11 @@ def answer(handle: bytes, reply: Reply) -> bytes:
 def redelivered(jobs: bytes) -> frozenset[bytes]:
     """Return the handles of jobs that some worker had and lost, as `show jobs` lists them."""
     return frozenset(_find_redelivered(jobs))
+
+
+def waiting(status: bytes) -> dict[str, int]:
+    """Return how many jobs of each function no worker has, as `status` lists them."""
+    return {
+        function.decode("ascii", "replace"): int(jobs) - int(running)
+        for function, jobs, running in _find_status(status)
+    }

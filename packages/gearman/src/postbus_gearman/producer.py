@@ -10,13 +10,11 @@ from postbus.errors import (
     ClosedError,
     ConnectionFailedError,
     PartiallySentError,
-    RejectedError,
     TransportError,
-    UnsupportedError,
 )
 from postbus.transports import MessageProducer
 from postbus_gearman._capabilities import capabilities_of
-from postbus_gearman._jobs import ask, check, submit, unique_ids
+from postbus_gearman._jobs import ask, submit, unique_ids
 from postbus_gearman._protocol import Connection, Kind, refusal
 from postbus_gearman._queries import Queries
 from postbus_gearman.settings import address_of
@@ -71,10 +69,11 @@ class GearmanProducer(MessageProducer):
         failed: dict[int, TransportError] = {}
         submissions: dict[int, bytes] = {}
         for index, message in enumerate(messages):
-            try:
+            refused = self.capabilities.refusal(message, "gearman")
+            if refused is not None:
+                failed[index] = refused
+            else:
                 submissions[index] = self._submission(message)
-            except (RejectedError, UnsupportedError) as error:
-                failed[index] = error
         with self._lock:
             for window in _windows(submissions):
                 failed.update(self._submit({index: submissions[index] for index in window}))
@@ -88,7 +87,9 @@ class GearmanProducer(MessageProducer):
         """Send a query; what a worker ends its job with settles *reply*."""
         try:
             self._refuse_closed()
-            check(message, self.capabilities)
+            refused = self.capabilities.refusal(message, "gearman")
+            if refused is not None:
+                raise refused
             self._queries.ask(ask(message, self._function, next(self._unique_ids)), reply)
         except TransportError as error:
             reply.reject(error)
@@ -98,7 +99,6 @@ class GearmanProducer(MessageProducer):
         return ", ".join(self._settings.servers)
 
     def _submission(self, message: WireMessage) -> bytes:
-        check(message, self.capabilities)
         unique = message.id.encode() if self._settings.unique else next(self._unique_ids)
         return submit(message, self._function, unique, message.priority)
 
