@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
@@ -36,20 +35,3 @@ class TestAcceptedHTTP(ProducerContract, ConsumerContract, QueryContract):
             },
             secrets=(KEY,),
         )
-
-    @pytest.mark.parametrize("guarantee", ["at-least-once", "at-most-once"])
-    def test_a_guarantee_is_kept_or_refused(self, link: Any, guarantee: str) -> None:
-        """At least once, a send waits until its message was handled, and sends it again."""
-        if guarantee == "at-most-once":
-            super().test_a_guarantee_is_kept_or_refused(link, guarantee)
-            return
-        consumer = link.make_consumer(guarantee=guarantee)
-        assert consumer.capabilities.acknowledge
-        assert consumer.capabilities.redeliver_on_crash
-        collecting = link.collecting(1, consumer)
-        sending = link.start(lambda: link.send(b"1"))
-        link.result(collecting)[0].nack()
-        (again,) = link.collect(1, consumer)
-        assert (again.body, sending.done()) == (b"1", False)
-        again.ack()
-        link.result(sending)

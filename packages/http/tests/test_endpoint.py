@@ -718,8 +718,8 @@ class TestAccept:
         store = RecordingProducer()
         post, body = serve(mode="accept", store=store), wire(Note("later"))
         store.close()
-        assert post(body).status == 500
-        assert post(body).status == 500
+        assert post(body).status == 503
+        assert post(body).status == 503
 
     @pytest.mark.parametrize("options", [{"mode": "accept"}, {"store": RecordingProducer()}])
     def test_mode_and_store_belong_together(self, postbus: Any, options: dict[str, Any]) -> None:
@@ -862,6 +862,9 @@ class TestGuards:
             def __init__(self) -> None:
                 self.catalog = catalog
                 self.command_bus = self.event_bus = self.query_bus = Bus()
+
+            def receiver(self, inbox: str) -> Any:
+                raise NotImplementedError(inbox)
 
         server = served(MessageEndpoint(Application(), allow_any_peer=True))
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)

@@ -8,7 +8,7 @@ import pytest
 
 from postbus_http._seen import Known, Seen, digest_of
 
-ONE, OTHER = digest_of(b"one"), digest_of(b"other")
+ONE, OTHER = digest_of("shop.note", b"one"), digest_of("shop.note", b"other")
 
 
 class TestSeen:

@@ -11,7 +11,7 @@ from urllib.parse import quote, urlsplit
 import attrs
 import msgspec
 
-from postbus.errors import RejectedError, TransportError, UnsupportedError
+from postbus.errors import RejectedError, TransportError
 from postbus.settings import mask
 from postbus.transports import Reply
 from postbus_http.errors import StatusError
@@ -20,7 +20,7 @@ from postbus_http.signatures import WebhookKeys
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from postbus.transports import WireMessage
+    from postbus.transports import Capabilities, WireMessage
     from postbus_http.settings import HTTPProducerSettings
 
 __all__ = ["Answer", "Outgoing", "Requests"]
@@ -74,11 +74,11 @@ class Answer:
 class Requests:
     """Makes the requests of one producer and reads what they were answered."""
 
-    def __init__(self, settings: HTTPProducerSettings, max_size_bytes: int) -> None:
+    def __init__(self, settings: HTTPProducerSettings, capabilities: Capabilities) -> None:
         parts = urlsplit(settings.url)
         # Without the path: with some services that is the secret.
         self.shown = f"{parts.scheme}://{parts.netloc}"
-        self._max_size_bytes = max_size_bytes
+        self._capabilities = capabilities
         self._keys = WebhookKeys(settings.signing_keys)
         self._secrets = [
             each for each in (settings.bearer, settings.password, *settings.signing_keys) if each
@@ -106,46 +106,26 @@ class Requests:
             RejectedError: the body is too large, or the id cannot stand in a header.
             UnsupportedError: a delay, a priority or an expiry was asked for.
         """
-        body = message.body
-        if (
-            len(body) > self._max_size_bytes
-            or message.delay is not None
-            or message.priority is not None
-            or message.expires_at is not None
-        ):
-            self._refuse(message)
+        refusal = self._capabilities.refusal(message, "HTTP")
+        if refusal is not None:
+            raise refusal
         id_ = _header_value(message.id)
         headers = (
             *self._fixed,
             (b"Idempotency-Key", id_),
             (b"Postbus-Message-Id", id_),
             (b"Postbus-Message-Name", _header_value(message.name)),
-            (b"Content-Length", b"%d" % len(body)),
+            (b"Content-Length", b"%d" % len(message.body)),
         )
         if not is_query:
             headers += (_MAY_WAIT,)
-        return Outgoing(message.id, headers, body)
+        return Outgoing(message.id, headers, message.body)
 
     def of_batch(self, messages: Sequence[WireMessage]) -> Outgoing:
         """Return the request that takes *messages*, each of which `of` accepts."""
         body = b"[" + b",".join(message.body for message in messages) + b"]"
         headers = (*self._fixed, (b"Content-Length", b"%d" % len(body)), _MAY_WAIT)
         return Outgoing(messages[0].id, headers, body, len(messages))
-
-    def _refuse(self, message: WireMessage) -> None:
-        size = len(message.body)
-        if size > self._max_size_bytes:
-            raise RejectedError(
-                f"{message.name} {message.id}: the body has {size} bytes, at most "
-                f"{self._max_size_bytes} are configured (`max_size_bytes`)"
-            )
-        asked = {
-            "delay": message.delay,
-            "priority": message.priority,
-            "expiry": message.expires_at,
-        }
-        names = " and ".join(name for name, value in asked.items() if value is not None)
-        raise UnsupportedError(f"{self.shown}: HTTP has no {names} for {message.name}")
 
     def signed(self, outgoing: Outgoing) -> list[tuple[bytes, bytes]]:
         """Return the headers of one attempt: a signature has the time of that attempt.

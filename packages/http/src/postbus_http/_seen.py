@@ -1,7 +1,6 @@
 """The ids of what was handled lately, so that a message that comes again is not handled again.
 
-It is the memory of one process. An inbox in a database, shared by processes and kept over
-restarts, is the application's.
+It is the memory of one process. What several share, and what outlasts a restart, is an inbox.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ class Known(Enum):
     CONFLICT = "conflict"
 
 
-def digest_of(body: bytes) -> bytes:
-    """Return what stands for the bytes of a message."""
-    return blake2b(body, digest_size=16).digest()
+def digest_of(name: str, payload: bytes) -> bytes:
+    """Return what stands for a message, and for an inbox too: what else it has may change."""
+    return blake2b(b"\0".join((name.encode(), payload)), digest_size=16).digest()
 
 
 class Seen:

@@ -1,8 +1,4 @@
-"""An ASGI server inside a worker: uvicorn without its signal handlers, but with limits on headers.
-
-uvicorn waits for headers without limit, and httptools reads headers of any size; the protocol
-here ends both.
-"""
+"""An ASGI server inside a worker: uvicorn without its signal handlers."""
 
 from __future__ import annotations
 
@@ -13,9 +9,9 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from postbus.errors import ConnectionFailedError
+from postbus_http.protocol import LimitedHTTPProtocol
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -24,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Server", "listen"]
 
-_MAX_HEADER_BYTES = 32 * 1024
 _BACKLOG = 1024
 # Below the time after which clients drop idle connections, ours would close while they send.
 _KEEP_ALIVE = 5
@@ -56,54 +51,6 @@ def listen(host: str, port: int) -> socket.socket:
     return bound
 
 
-def _protocol(header_timeout: float) -> type[HttpToolsProtocol]:
-    """Return uvicorn's protocol with limits on the time and the size of headers."""
-
-    class Protocol(HttpToolsProtocol):
-        _timer: asyncio.TimerHandle | None = None
-        _header_bytes = 0
-
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in the class that it derives from
-            super().connection_made(transport)
-            self._await_headers()
-
-        def data_received(self, data: bytes) -> None:
-            before: Any = self.cycle
-            is_waiting = before is None or before.response_complete
-            super().data_received(data)
-            if self.cycle is not before:
-                self._stop()
-            elif is_waiting and not self.transport.is_closing():
-                self._header_bytes += len(data)
-                if self._header_bytes > _MAX_HEADER_BYTES:
-                    self.transport.close()
-                elif self._timer is None:
-                    self._await_headers()
-
-        def shutdown(self) -> None:
-            cycle: Any = self.cycle
-            if cycle is None or cycle.response_complete:
-                # Not close(), which with TLS waits for a client that has nothing to say.
-                self.transport.abort()
-            else:
-                super().shutdown()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._stop()
-            super().connection_lost(exc)
-
-        def _await_headers(self) -> None:
-            self._timer = self.loop.call_later(header_timeout, self.transport.close)
-
-        def _stop(self) -> None:
-            self._header_bytes = 0
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
-
-    return Protocol
-
-
 class _Uvicorn(uvicorn.Server):
     """uvicorn as a part of a program that has signal handlers of its own."""
 
@@ -117,10 +64,11 @@ class Server:
     def __init__(
         self, application: Any, listening: socket.socket, settings: HTTPConsumerSettings
     ) -> None:
+        limits = {"header_timeout": settings.header_timeout}
         config = uvicorn.Config(
             application,
             interface="asgi3",
-            http=_protocol(settings.header_timeout),
+            http=type("Protocol", (LimitedHTTPProtocol,), limits),
             ws="none",
             lifespan="off",
             log_config=None,

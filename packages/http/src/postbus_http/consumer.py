@@ -36,11 +36,13 @@ _NOT_HANDLED = busy(503, "not_handled", "the message was not handled now")
 _STOPPED = busy(503, "stopped", "the worker stopped before the message was handled")
 
 
-class _Id(msgspec.Struct):
+class _Message(msgspec.Struct):
     uuid: str = ""
+    message_name: str = ""
+    payload: msgspec.Raw = msgspec.Raw(b"")
 
 
-_read_id = msgspec.json.Decoder(_Id).decode
+_read_message = msgspec.json.Decoder(_Message).decode
 
 
 class HTTPDelivery(Delivery):
@@ -265,11 +267,13 @@ class HTTPConsumer(MessageConsumer):
         if self._is_closed:
             return _STOPPED
         try:
-            key = parse_id(_read_id(body).uuid)
+            message = _read_message(body)
+            key = parse_id(message.uuid)
+            digest = digest_of(message.message_name, bytes(message.payload))
         except (ValueError, RecursionError):
             # The worker says what is wrong with it.
             return HTTPDelivery(body, self._source, self, None, can_reply=can_reply)
-        match self._seen.begin(key, digest_of(body)):
+        match self._seen.begin(key, digest):
             case Known.NEW:
                 return HTTPDelivery(body, self._source, self, key, can_reply=can_reply)
             case Known.DONE:

@@ -51,7 +51,7 @@ class HTTPProducer(AsyncMessageProducer):
     ) -> None:
         self.capabilities: Capabilities = capabilities_of(settings, max_size_bytes)
         self._settings = settings
-        self._requests = Requests(settings, max_size_bytes)
+        self._requests = Requests(settings, self.capabilities)
         self._plan = plan_of(settings, self._requests.shown, max_size_bytes)
         self._max_size_bytes = max_size_bytes
         self._is_closed = False

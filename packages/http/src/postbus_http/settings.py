@@ -74,9 +74,11 @@ class HTTPProducerSettings:
     """
 
     url: str = setting(
-        doc="where messages are posted to: absolute, https, without user, password and fragment",
+        doc="where messages are posted to: absolute, https, without user, password and fragment; "
+        "never shown, for with some services the path is a secret",
         pattern=r"https?://[^\s#]+",
         expected="an address: https://HOST[:PORT]/PATH",
+        secret=True,
     )
     allow_http: bool = setting(
         default=False,

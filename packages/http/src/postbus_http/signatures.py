@@ -73,11 +73,11 @@ class WebhookKeys:
             raise ValueError(msg)
         seconds = str(int(time.time() if now is None else now))
         signed = b".".join((message_id.encode(), seconds.encode(), body))
-        made = (base64.b64encode(_digest(key, signed)).decode() for key in self._keys)
+        made = (_signature(key, signed).decode() for key in self._keys)
         return {
             ID_HEADER: message_id,
             TIMESTAMP_HEADER: seconds,
-            SIGNATURE_HEADER: " ".join(f"v1,{each}" for each in made),
+            SIGNATURE_HEADER: " ".join(made),
         }
 
     def check_time(
@@ -112,11 +112,13 @@ class WebhookKeys:
         """
         self.check_time(headers, tolerance=tolerance, now=now)
         signed = b".".join((headers[ID_HEADER.encode()], headers[TIMESTAMP_HEADER.encode()], body))
-        given = _signatures(headers.get(SIGNATURE_HEADER.encode(), b""))
+        given = headers.get(SIGNATURE_HEADER.encode(), b"")
+        signatures = given.split(b" ", _MOST_SIGNATURES)[:_MOST_SIGNATURES]
         is_good = False
         for key in self._keys:
-            expected = _digest(key, signed)
-            for each in given:
+            # As text: several spellings of one base64 are several signatures.
+            expected = _signature(key, signed)
+            for each in signatures:
                 is_good |= hmac.compare_digest(expected, each)
         if not is_good:
             raise UnauthorizedError(_REFUSAL)
@@ -133,18 +135,5 @@ def _key_of(text: str) -> bytes:
     return key
 
 
-def _digest(key: bytes, signed: bytes) -> bytes:
-    return hmac.digest(key, signed, hashlib.sha256)
-
-
-def _signatures(header: bytes) -> list[bytes]:
-    """Return the signatures of our version; what is none is left out."""
-    found: list[bytes] = []
-    for each in header.split(b" ", _MOST_SIGNATURES)[:_MOST_SIGNATURES]:
-        version, _, text = each.partition(b",")
-        if version == b"v1":
-            try:
-                found.append(base64.b64decode(text, validate=True))
-            except binascii.Error:
-                continue
-    return found
+def _signature(key: bytes, signed: bytes) -> bytes:
+    return b"v1," + base64.b64encode(hmac.digest(key, signed, hashlib.sha256))

@@ -1,0 +1,1 @@
+"""The application `stock`: what is in a warehouse."""
