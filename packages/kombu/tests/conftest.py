@@ -17,6 +17,7 @@ from typing import Any
 
 import attrs
 import pytest
+import trustme
 
 from postbus.messages import new_id
 from postbus.transports import CommonSettings, WireMessage
@@ -49,13 +50,38 @@ def broker() -> Any:
     return connection
 
 
+@attrs.frozen
+class Certificates:
+    """An authority, and what it has vouched for: both sides of a connection to `localhost`."""
+
+    ca_file: str
+    certificate_file: str
+    key_file: str
+
+    @classmethod
+    def made(cls, folder: Path) -> Certificates:
+        """Write files for an authority and one certificate of it."""
+        authority = trustme.CA()
+        issued = authority.issue_cert("localhost")
+        files = [str(folder / name) for name in ("ca.pem", "certificate.pem", "key.pem")]
+        authority.cert_pem.write_to_path(files[0])
+        issued.cert_chain_pems[0].write_to_path(files[1])
+        issued.private_key_pem.write_to_path(files[2])
+        return cls(*files)
+
+
 @attrs.define
 class OwnBroker:
-    """A RabbitMQ that tests may kill and start again, which keeps its data in *folder*."""
+    """A RabbitMQ that tests may kill and start again, which keeps its data in *folder*.
+
+    Over TLS it wants to see a certificate of its own authority.
+    """
 
     folder: Path
     port: int
+    tls_port: int
     epmd_port: int
+    certificates: Certificates
     processes: list[subprocess.Popen[bytes]] = attrs.Factory(list[Any])
 
     @property
@@ -85,7 +111,17 @@ class OwnBroker:
 
     def begin(self) -> None:
         """Write what it reads, and start what it is found by."""
-        (self.folder / "rabbitmq.conf").write_text("disk_free_limit.absolute = 1MB\n")
+        files = self.certificates
+        lines = (
+            "disk_free_limit.absolute = 1MB",
+            f"listeners.ssl.1 = 127.0.0.1:{self.tls_port}",
+            f"ssl_options.cacertfile = {files.ca_file}",
+            f"ssl_options.certfile = {files.certificate_file}",
+            f"ssl_options.keyfile = {files.key_file}",
+            "ssl_options.verify = verify_peer",
+            "ssl_options.fail_if_no_peer_cert = true",
+        )
+        (self.folder / "rabbitmq.conf").write_text("\n".join(lines) + "\n")
         (self.folder / "plugins").write_text("[].")
         epmd = ["epmd", "-port", str(self.epmd_port), "-address", "127.0.0.1"]
         self._run(epmd)
@@ -146,7 +182,9 @@ def own_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnBroker]:
     """A broker of the tests' own, for those that kill or block it."""
     if not Path(RABBITMQ_BIN).is_dir() or shutil.which("epmd") is None:
         unavailable("RabbitMQ is not installed: apt-get install rabbitmq-server")
-    made = OwnBroker(tmp_path_factory.mktemp("rabbitmq"), free_port(), free_port())
+    folder = tmp_path_factory.mktemp("rabbitmq")
+    certificates = Certificates.made(folder)
+    made = OwnBroker(folder, free_port(), free_port(), free_port(), certificates)
     try:
         made.begin()
         yield made
@@ -162,12 +200,15 @@ def url(broker: Any) -> str:
 
 @pytest.fixture
 def queue(broker: Any) -> Iterator[str]:
-    """A queue that no other test uses, deleted at the end with what was held back for it."""
+    """A queue that no other test uses, deleted at the end with what belongs to it."""
     name = f"postbus-test-{new_id()}"
     yield name
     with kombu.Connection(URL, connect_timeout=PATIENCE) as connection:
         channel = connection.channel()
-        channel.queue_delete(name)
+        for each in (name, f"{name}-dead", f"postbus.delayed..{name}"):
+            channel.queue_delete(each)
+        channel.exchange_delete(f"{name}-exchange")
+        channel.exchange_delete(f"{name}-letters")
 
 
 @pytest.fixture
@@ -183,19 +224,35 @@ class OwnRedis:
     folder: Path
     port: int
     options: tuple[str, ...]
+    certificates: Certificates | None = None
     process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
+        if self.certificates is not None:
+            return f"rediss://localhost:{self.port}/0"
         return f"redis://127.0.0.1:{self.port}/0"
 
     def start(self) -> None:
-        fixed = ["--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.folder)]
+        fixed = ["--bind", "127.0.0.1", "--dir", str(self.folder)]
+        files = self.certificates
+        reading: dict[str, str] = {}
+        if files is None:
+            fixed += ["--port", str(self.port)]
+        else:
+            fixed += ["--port", "0", "--tls-port", str(self.port)]
+            fixed += ["--tls-ca-cert-file", files.ca_file, "--tls-key-file", files.key_file]
+            fixed += ["--tls-cert-file", files.certificate_file]
+            reading = {
+                "ssl_ca_certs": files.ca_file,
+                "ssl_certfile": files.certificate_file,
+                "ssl_keyfile": files.key_file,
+            }
         self.process = subprocess.Popen(
             ["redis-server", *fixed, *self.options], stdout=subprocess.DEVNULL
         )
         redis: Any = import_module("redis")
-        client = redis.Redis.from_url(self.url)
+        client = redis.Redis.from_url(self.url, **reading)
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
             try:
@@ -214,10 +271,12 @@ class OwnRedis:
             self.process = None
 
 
-def make_redis(folder: Path, *options: str) -> Iterator[OwnRedis]:
+def make_redis(
+    folder: Path, *options: str, certificates: Certificates | None = None
+) -> Iterator[OwnRedis]:
     if shutil.which("redis-server") is None:
         unavailable("Redis is not installed: apt-get install redis-server")
-    made = OwnRedis(folder, free_port(), options)
+    made = OwnRedis(folder, free_port(), options, certificates)
     try:
         made.start()
         yield made
@@ -237,6 +296,47 @@ def own_durable_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnR
     yield from make_redis(
         tmp_path_factory.mktemp("redis"), "--appendonly", "yes", "--appendfsync", "always"
     )
+
+
+@pytest.fixture(scope="session")
+def own_redis_with_tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnRedis]:
+    """A Redis that speaks TLS only, and wants to see a certificate of its own authority."""
+    folder = tmp_path_factory.mktemp("redis")
+    made = Certificates.made(folder)
+    yield from make_redis(folder, "--save", "", "--appendonly", "no", certificates=made)
+
+
+@pytest.fixture(scope="session")
+def sqs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """What a section says to reach moto's server, which speaks as SQS does."""
+    port = free_port()
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with (tmp_path_factory.mktemp("sqs") / "log").open("wb") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=Path(log.name).parent)
+    try:
+        end = time.monotonic() + 2 * PATIENCE
+        while time.monotonic() < end:
+            assert server.poll() is None, "moto's server ended when it was started"
+            try:
+                socket.create_connection(("127.0.0.1", port), PATIENCE).close()
+            except OSError:
+                threading.Event().wait(0.05)
+            else:
+                break
+        yield {
+            "url": f"sqs://key:hunter2@127.0.0.1:{port}",
+            "region": "eu-west-1",
+            "transport_options": {"is_secure": False},
+        }
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture(scope="session")
+def strangers(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """Certificates of an authority that no server here knows."""
+    return Certificates.made(tmp_path_factory.mktemp("strangers"))
 
 
 @pytest.fixture

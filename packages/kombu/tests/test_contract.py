@@ -12,7 +12,9 @@ from postbus.testing import (
     QueryContract,
     TransportUnderTest,
 )
-from postbus_kombu import KOMBU, RABBITMQ, REDIS
+from postbus_kombu import KOMBU, RABBITMQ, REDIS, SQS
+from postbus_kombu._sqs import SQSBroker
+from postbus_kombu._virtual import Taken
 
 # What conftest.py calls so.
 OwnRedis = Any
@@ -46,7 +48,7 @@ class TestClassic(ProducerContract, ConsumerContract, QueryContract):
         )
 
 
-class TestRedis(ProducerContract, ConsumerContract):
+class TestRedis(ProducerContract, ConsumerContract, QueryContract):
     """A Redis of the tests' own that keeps nothing on the disk."""
 
     @pytest.fixture
@@ -75,7 +77,35 @@ class TestDurableRedis(ProducerContract):
         )
 
 
-class TestMemory(ProducerContract, ConsumerContract):
+class TestSQS(ProducerContract, ConsumerContract):
+    """moto's server in the place of Amazon's; unlike that, it keeps the order."""
+
+    @pytest.fixture
+    def under_test(
+        self,
+        request: pytest.FixtureRequest,
+        sqs: dict[str, Any],
+        queue_name: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> TransportUnderTest:
+        """Name a queue that nobody else uses."""
+        hold = SQSBroker.hold
+
+        def disordered(*arguments: Any) -> list[Taken]:
+            return hold(*arguments)[::-1]
+
+        if "ordering" in request.node.name:
+            monkeypatch.setattr(SQSBroker, "hold", disordered)
+        return TransportUnderTest(
+            transport=SQS,
+            producer={**sqs, "queue": queue_name},
+            consumer={**sqs, "queues": [queue_name], "poll_interval": 0.05},
+            quick_redelivery={"lease": 2.0},
+            secrets=["hunter2"],
+        )
+
+
+class TestMemory(ProducerContract, ConsumerContract, QueryContract):
     """kombu's queues inside one process."""
 
     @pytest.fixture

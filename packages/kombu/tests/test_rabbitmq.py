@@ -332,13 +332,13 @@ class TestSending:
         one, two = message(), message()
         one.name, two.name = f"postbus-test-{one.id}", f"postbus-test-{two.id}"
         sender.send(one)
-        ensure = sender._sender._outlet._topology.ensure
+        ensure = sender._sender._outlet._declared.ensure
 
         def broken(route: Any) -> bool:
             sender._sender._link._socket.shutdown(socket.SHUT_RDWR)
             return bool(ensure(route))
 
-        sender._sender._outlet._topology.ensure = broken
+        sender._sender._outlet._declared.ensure = broken
         with pytest.raises(ConnectionFailedError):
             sender.send(two)
         sender.send(two)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import sys
 from collections.abc import Awaitable, Callable
 from importlib import import_module
 from pathlib import Path
@@ -13,9 +14,15 @@ from typing import Any, TypeVar
 import pytest
 
 from postbus import build
-from postbus.errors import ConfigurationError, ConnectionFailedError, RejectedError
-from postbus.transports import CommonSettings, Transport, WireMessage
-from postbus_kombu import KOMBU, REDIS, KombuContainer, RedisContainer
+from postbus.errors import (
+    ConfigurationError,
+    ConnectionFailedError,
+    RejectedError,
+    UnsupportedError,
+)
+from postbus.promises import Promise
+from postbus.transports import Capabilities, CommonSettings, Reply, Transport, WireMessage
+from postbus_kombu import KOMBU, REDIS, SQS, KombuContainer, RedisContainer, SQSContainer
 
 T = TypeVar("T")
 MakeMessage = Callable[..., WireMessage]
@@ -139,13 +146,52 @@ def test_a_simple_broker_is_at_most_once(
         build({"consumers": {"main": demanding}}, {})
 
 
+def test_a_broker_that_was_not_tried_promises_little(message: MakeMessage) -> None:
+    """No acknowledgement, no queries, nothing to look into: more is refused (D05)."""
+    section = {"transport": "kombu", "url": "consul://somebody:hunter2@127.0.0.1"}
+    for keys in ({"guarantee": "at-least-once"}, {"requires": ["durable"]}):
+        with pytest.raises(ConfigurationError, match=next(iter(keys))):
+            build({"consumers": {"main": {**section, **keys}}}, {})
+    sender, receiver = sides(KOMBU, section["url"], ["postbus"])
+    assert sender.capabilities == Capabilities(max_size_bytes=1000)
+    reply: Promise[Reply] = Promise()
+    sender.request(message(), reply)
+    assert isinstance(reply.exception(), UnsupportedError)
+    for call in (receiver.count, lambda: receiver.peek("postbus")):
+        with pytest.raises(UnsupportedError):
+            call()
+
+
+@pytest.mark.parametrize("transport", [REDIS, SQS])
+def test_a_client_library_that_is_not_there_is_named(
+    transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While building, with what brings it."""
+    library = {"redis": "redis", "sqs": "boto3"}[transport.name]
+    monkeypatch.setitem(sys.modules, library, None)
+    for side in ("producers", "consumers"):
+        with pytest.raises(ConfigurationError) as caught:
+            build({side: {"main": {"transport": transport.name}}}, {})
+        assert f"pip install 'postbus-kombu[{transport.name}]'" in str(caught.value)
+
+
+def test_what_kombu_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While building, for any of its brokers."""
+    monkeypatch.setitem(sys.modules, "pymongo", None)
+    monkeypatch.delitem(sys.modules, "kombu.transport.mongodb", raising=False)
+    for side in ("producers", "consumers"):
+        with pytest.raises(ConfigurationError, match="pymongo"):
+            build({side: {"main": {"transport": "kombu", "url": "mongodb://127.0.0.1"}}}, {})
+
+
 def test_a_broker_with_a_transport_of_its_own_is_refused() -> None:
     """`kombu` would promise less than `rabbitmq` and `redis` do."""
-    for url in ("amqp://127.0.0.1", "redis://127.0.0.1", "sentinel://127.0.0.1"):
+    for url in ("amqp://127.0.0.1", "redis://127.0.0.1", "sentinel://127.0.0.1", "sqs://"):
         with pytest.raises(ConfigurationError, match="transports of their own"):
             build({"producers": {"main": {"transport": "kombu", "url": url}}}, {})
 
 
 def test_containers_know_their_transports() -> None:
     """Each has the record that its entry point names."""
-    assert (RedisContainer.transport, KombuContainer.transport) == (REDIS, KOMBU)
+    found = [each.transport for each in (RedisContainer, SQSContainer, KombuContainer)]
+    assert found == [REDIS, SQS, KOMBU]

@@ -1,4 +1,4 @@
-"""RabbitMQ, Redis and kombu's other brokers for postbus."""
+"""RabbitMQ, Redis, SQS and kombu's other brokers for postbus."""
 
 from __future__ import annotations
 
@@ -13,24 +13,34 @@ from postbus_kombu.settings import (
     RabbitMQProducerSettings,
     RedisConsumerSettings,
     RedisProducerSettings,
+    SQSConsumerSettings,
+    SQSProducerSettings,
 )
 from postbus_kombu.transport import RABBITMQ, RabbitMQTransport
 from postbus_kombu.virtual import (
     KOMBU,
     REDIS,
+    SQS,
     KombuConsumer,
     KombuProducer,
     KombuTransport,
     RedisTransport,
+    SQSTransport,
 )
 
 if TYPE_CHECKING:
-    from postbus_kombu.containers import KombuContainer, RabbitMQContainer, RedisContainer
+    from postbus_kombu.containers import (
+        KombuContainer,
+        RabbitMQContainer,
+        RedisContainer,
+        SQSContainer,
+    )
 
 __all__ = [
     "KOMBU",
     "RABBITMQ",
     "REDIS",
+    "SQS",
     "KombuConsumer",
     "KombuConsumerSettings",
     "KombuContainer",
@@ -47,12 +57,16 @@ __all__ = [
     "RedisContainer",
     "RedisProducerSettings",
     "RedisTransport",
+    "SQSConsumerSettings",
+    "SQSContainer",
+    "SQSProducerSettings",
+    "SQSTransport",
 ]
 
 
 def __getattr__(name: str) -> object:
     """Import a container when it is asked for: only then is dependency_injector needed."""
-    if name in {"KombuContainer", "RabbitMQContainer", "RedisContainer"}:
+    if name in {"KombuContainer", "RabbitMQContainer", "RedisContainer", "SQSContainer"}:
         from postbus_kombu import containers
 
         return getattr(containers, name)

@@ -8,9 +8,10 @@ from __future__ import annotations
 import importlib
 import select
 import socket
+import ssl
 import threading
 from contextlib import contextmanager, suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
@@ -31,13 +32,16 @@ amqp: Any = importlib.import_module("amqp")
 framing: Any = importlib.import_module("amqp.method_framing")
 kombu: Any = importlib.import_module("kombu")
 
-__all__ = ["Address", "Channel", "Link", "Waker", "translate", "translated"]
+__all__ = ["Address", "Channel", "Link", "Waker", "amqp", "translate", "translated"]
 
 # A peer that stops in the middle of a frame is waited for so long, then we look again.
 _FRAME_TIMEOUT = 1.0
 # What is published is written when so much has gathered: a few calls a window, and the broker
 # works meanwhile.
 _FLUSH_BYTES = 32_768
+# What is read at once: a message has nine pieces, each of which py-amqp would ask the system for.
+# Small, since it copies the rest with each of them.
+_READ_BYTES = 8192
 
 
 class Channel(Protocol):
@@ -56,6 +60,8 @@ class Channel(Protocol):
     def basic_reject(self, delivery_tag: int, requeue: bool) -> None: ...  # noqa: FBT001  py-amqp's names
     def queue_declare(self, queue: str, **options: Any) -> Any: ...
     def queue_bind(self, queue: str, **options: Any) -> Any: ...
+    def exchange_bind(self, destination: str, **options: Any) -> Any: ...
+    def queue_purge(self, queue: str) -> int: ...
     def exchange_declare(self, exchange: str, type: str, **options: Any) -> Any: ...  # noqa: A002  py-amqp's name
 
 
@@ -67,12 +73,45 @@ class Address:
     connect_timeout: float
     io_timeout: float
     heartbeat: int = 0
+    ca_file: str | None = None
+    certificate_file: str | None = None
+    key_file: str | None = None
+
+    @classmethod
+    def of(cls, settings: Any, io_timeout: float, heartbeat: int = 0) -> Address:
+        """Return the address that a producer's or consumer's settings name."""
+        return cls(
+            url=settings.url,
+            connect_timeout=settings.connect_timeout,
+            io_timeout=io_timeout,
+            heartbeat=heartbeat,
+            ca_file=settings.ca_file,
+            certificate_file=settings.certificate_file,
+            key_file=settings.key_file,
+        )
 
     @property
     def place(self) -> str:
         """Host, port and virtual host, for people; no user and no password."""
         connection = kombu.Connection(self.url)
-        return f"{connection.hostname}:{connection.port or 5672}/{connection.virtual_host}"
+        port = connection.port or (5671 if self.has_tls else 5672)
+        return f"{connection.hostname}:{port}/{connection.virtual_host}"
+
+    @property
+    def has_tls(self) -> bool:
+        """Whether the URL asks for TLS."""
+        return self.url.startswith("amqps:")
+
+    def tls(self) -> dict[str, Any]:
+        """Return what py-amqp makes a context of that checks the certificate and its name."""
+        return {
+            "server_hostname": kombu.Connection(self.url).hostname,
+            "cert_reqs": ssl.CERT_REQUIRED,
+            "ca_certs": self.ca_file,
+            "certfile": self.certificate_file,
+            "keyfile": self.key_file,
+            "tls_minimum_version": ssl.TLSVersion.TLSv1_2,
+        }
 
 
 class Waker:
@@ -152,12 +191,18 @@ class Link:
             address.url,
             connect_timeout=address.connect_timeout,
             heartbeat=address.heartbeat,
+            ssl=address.tls() if address.has_tls else False,
             transport_options=options,
         )
         with translated(f"connect to {address.place}"):
             # Not `Connection.connect`: it tries several times, whatever the time-out.
             self._connection: Any = broker.transport.establish_connection()
         self._socket: socket.socket = self._connection.sock
+        self._transport = self._connection.transport
+        receive = self._transport._quick_recv  # noqa: SLF001  it has no other way
+        self._transport._quick_recv = partial(_read_more, receive)  # noqa: SLF001  as above
+        # A record of TLS may hold several frames: the socket is empty then, and the rest is here.
+        self._decrypted: Callable[[], int] | None = getattr(self._socket, "pending", None)
         # What waits for an answer, and every write, ends after this time.
         self._socket.settimeout(address.io_timeout)
         self._poll = select.poll()
@@ -238,14 +283,17 @@ class Link:
         with translated(f"read from {self._address.place}"):
             if not found:
                 return False
-            while found:
-                # One frame. Not `drain_events`, which after a heartbeat waits for a message.
-                with suppress(TimeoutError):
+            # Not when a frame has begun and does not go on.
+            with suppress(TimeoutError):
+                while found:
+                    # One frame. Not `drain_events`, which after a heartbeat waits for a message.
                     self._connection.blocking_read(_FRAME_TIMEOUT)
-                found = self._look(0)
+                    found = self._look(0)
         return True
 
     def _look(self, seconds: float) -> bool:
+        if self._transport._read_buffer or (self._decrypted and self._decrypted()):  # noqa: SLF001  as above
+            return True
         descriptors = [found for found, _ in self._poll.poll(max(0.0, seconds) * 1000)]
         return self._socket.fileno() in descriptors
 
@@ -271,6 +319,10 @@ class Link:
         """Let go of a connection that is a parent process's. It goes on there."""
         # Not `close`, which would end the parent's side too.
         self._socket.close()
+
+
+def _read_more(receive: Callable[[int], bytes], size: int) -> bytes:
+    return receive(max(size, _READ_BYTES))
 
 
 def translate(error: Any, doing: str) -> TransportError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from postbus.transports import Capabilities
-from postbus_kombu._topology import RESOLUTION
+from postbus_kombu._delays import RESOLUTION
 
 if TYPE_CHECKING:
     from postbus.transports import CommonSettings
@@ -34,4 +34,6 @@ def capabilities_of(
         expiry=True,
         ordering=True,
         max_size_bytes=common.max_size_bytes,
+        count=True,
+        purge=True,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from contextlib import closing
 from functools import partial
 from itertools import cycle, takewhile
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,10 +14,11 @@ import attrs
 
 from postbus.errors import ConnectionFailedError, TransportError
 from postbus.threaded import Action, BlockingClient, Received, Settlement
-from postbus_kombu._amqp import Address, Link, Waker, translated
+from postbus_kombu._amqp import Address, Link, Waker, amqp, translated
 from postbus_kombu._confirms import Outlet, Posting
+from postbus_kombu._declared import Declared
 from postbus_kombu._properties import check, properties_of, reply_channel, reply_type
-from postbus_kombu._topology import Route, Shape, Topology
+from postbus_kombu._topology import Route, Shape, declare, parts_of_consumer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -60,14 +62,9 @@ class QueueClient(BlockingClient[Taken]):
     def __init__(self, settings: RabbitMQConsumerSettings, capabilities: Capabilities) -> None:
         self.capabilities: Capabilities = capabilities
         self._settings = settings
-        self._address = Address(
-            url=settings.url,
-            connect_timeout=settings.connect_timeout,
-            io_timeout=settings.io_timeout,
-            heartbeat=settings.heartbeat,
-        )
+        self._address = Address.of(settings, settings.io_timeout, settings.heartbeat)
+        self.queues: Sequence[str] = settings.queues
         self.source: str = f"rabbitmq:{self._address.place}/{','.join(settings.queues)}"
-        self._shape = Shape.of(settings)
         self._waker = Waker()
         self._link: Link | None = None
         self._channel: Channel | None = None
@@ -87,13 +84,10 @@ class QueueClient(BlockingClient[Taken]):
         """
         settings = self._settings
         self._link = link = Link(self._address, self._waker)
-        topology = Topology(link, self._shape, settings.exchange_type)
-        for queue in settings.queues:
-            topology.declare_queue(queue)
-            if settings.exchange:
-                topology.declare_exchange(settings.exchange, queue, settings.bindings)
+        for part in parts_of_consumer(settings):
+            declare(link, part)
         self._channel = link.channel()
-        self._outlet = Outlet(link, topology, settings.io_timeout)
+        self._outlet = Outlet(link, Declared(link, Shape.of(settings)), settings.io_timeout)
         self._subscriptions = [Subscription(queue) for queue in settings.queues]
         self._turns = iter(cycle(self._subscriptions))
         self._gone = None
@@ -131,7 +125,9 @@ class QueueClient(BlockingClient[Taken]):
     def _ask_for(self, max_messages: int) -> None:
         share = math.ceil(max_messages / len(self._subscriptions))
         for subscription in self._subscriptions:
-            missing = subscription.held + share - subscription.credit
+            # What has come and nobody has yet is part of what is asked for.
+            given = subscription.held - len(subscription.arrived)
+            missing = given + share - subscription.credit
             if missing > 0:
                 self._subscribe(subscription, missing)
 
@@ -309,6 +305,27 @@ class QueueClient(BlockingClient[Taken]):
         link.beat()
         return self._settings.heartbeat / _BEATS
 
+    def count(self) -> Mapping[str, int]:
+        """Return how many messages wait in each queue; none in one that is not there.
+
+        Raises:
+            TransportError: the broker cannot be reached.
+        """
+        with closing(Link(self._address)) as link:
+            return {queue: _counted(link.channel(), queue) for queue in self.queues}
+
+    def purge(self, queue: str) -> int:
+        """Remove what waits in *queue*; return how many messages that were.
+
+        Raises:
+            RejectedError: the queue is not there.
+            TransportError: the broker cannot be reached.
+        """
+        with closing(Link(self._address)) as link:
+            channel = link.channel()
+            with translated(f"purge {queue}"):
+                return channel.queue_purge(queue)
+
     def close(self) -> None:
         """Disconnect; the broker queues again what we hold."""
         link, self._link = self._link, None
@@ -318,6 +335,14 @@ class QueueClient(BlockingClient[Taken]):
         if link is not None:
             link.close()
         self._waker.close()
+
+
+def _counted(channel: Channel, queue: str) -> int:
+    with translated(f"count {queue}"):
+        try:
+            return int(channel.queue_declare(queue, passive=True).message_count)
+        except amqp.NotFound:
+            return 0
 
 
 def _headers(properties: Mapping[str, Any]) -> dict[str, str]:

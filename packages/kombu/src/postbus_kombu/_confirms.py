@@ -17,13 +17,13 @@ import attrs
 
 from postbus.errors import ClosedError, RejectedError, TimedOutError, TransportError
 from postbus_kombu._amqp import Address, Link, translated
-from postbus_kombu._topology import Route, Topology
+from postbus_kombu._declared import Declared
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from postbus_kombu._amqp import Channel
-    from postbus_kombu._topology import Shape
+    from postbus_kombu._topology import Route, Shape
 
 __all__ = ["Outlet", "Posting", "Sender"]
 
@@ -73,17 +73,17 @@ class Outlet:
 
     Args:
         link: whose channel it is.
-        topology: of that link.
+        declared: over that link.
         confirm_timeout: seconds.
 
     Raises:
         TransportError: the connection is broken.
     """
 
-    def __init__(self, link: Link, topology: Topology, confirm_timeout: float) -> None:
+    def __init__(self, link: Link, declared: Declared, confirm_timeout: float) -> None:
         self.channel: Channel = link.channel()
         self._link = link
-        self._topology = topology
+        self._declared = declared
         self._timeout = confirm_timeout
         self._tag = 0
         # In the order of publishing, as the broker counts.
@@ -122,16 +122,16 @@ class Outlet:
             self.wait()
             if posting.is_refused:
                 posting.is_refused = False
-                time.sleep(_PAUSE)
+                self._link.read(_PAUSE)
                 posting.is_first = time.monotonic() < end
                 self._write(posting, route)
 
     def _way(self, posting: Posting) -> tuple[Route, bool]:
         route = posting.route
-        is_new = posting.declare and self._topology.ensure(route)
+        is_new = posting.declare and self._declared.ensure(route)
         if not posting.delay:
             return route, is_new
-        return self._topology.hold_back(route, posting.delay)
+        return self._declared.hold_back(route, posting.delay)
 
     def _write(self, posting: Posting, route: Route) -> None:
         self._tag += 1
@@ -206,7 +206,7 @@ class Outlet:
         message_id = message.properties.get("message_id")
         for posting in self._unconfirmed.values():
             if posting.id == message_id and not posting.is_done:
-                self._topology.forget(posting.route)
+                self._declared.forget()
                 where = f"{exchange or 'the default exchange'} with the key {key}"
                 text = f"no queue takes what goes to {where}: {error.reply_text}"
                 posting.settle(RejectedError(text))
@@ -220,17 +220,13 @@ class Sender:
 
     Args:
         address: of the broker.
-        shape: how queues are declared.
-        exchange_type: how exchanges are.
+        shape: how queues and exchanges are declared.
         confirm_timeout: seconds.
     """
 
-    def __init__(
-        self, address: Address, shape: Shape, exchange_type: str, confirm_timeout: float
-    ) -> None:
+    def __init__(self, address: Address, shape: Shape, confirm_timeout: float) -> None:
         self._address = address
         self._shape = shape
-        self._exchange_type = exchange_type
         self._timeout = confirm_timeout
         self._changed = threading.Condition()
         self._waiting: deque[Posting] = deque()
@@ -311,8 +307,8 @@ class Sender:
             if self._is_closed:
                 raise ClosedError("the producer is closed")
             self._link = Link(self._address)
-            topology = Topology(self._link, self._shape, self._exchange_type)
-            self._outlet = Outlet(self._link, topology, self._timeout)
+            declared = Declared(self._link, self._shape)
+            self._outlet = Outlet(self._link, declared, self._timeout)
         return self._outlet
 
     def _disconnect(self, error: TransportError) -> None:

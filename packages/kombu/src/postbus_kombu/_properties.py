@@ -7,7 +7,7 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from postbus.errors import RejectedError, UnsupportedError
+from postbus.errors import UnsupportedError
 from postbus.transports import Reply
 
 if TYPE_CHECKING:
@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DIRECT_REPLY",
+    "OWN_REPLIES",
     "Content",
     "answer_of",
     "check",
     "encode",
+    "own_reply_queue",
     "properties_of",
     "reply_channel",
     "reply_type",
@@ -28,8 +30,11 @@ __all__ = [
 
 #: RabbitMQ's own pseudo queue: answers come to the channel that asked.
 DIRECT_REPLY = "amq.rabbitmq.reply-to"
+#: How the names of our own queues for answers begin.
+OWN_REPLIES = "postbus.reply."
 _PERSISTENT = 2
-_LAST_PRIORITY = 9
+# The one thing that it can lack.
+_SYSTEM = 'a queue without queue_type = "classic" and max_priority = 9'
 _LONGEST_SHORT_TEXT = 255
 # A month, in seconds: RabbitMQ counts in 32 bits of milliseconds.
 _LONGEST_DELAY = 30 * 86_400.0
@@ -47,23 +52,11 @@ def check(message: WireMessage, capabilities: Capabilities) -> None:
         RejectedError: the body is too large, or the priority is none.
         UnsupportedError: *capabilities* deny what it asks for.
     """
-    about = f"{message.name} {message.id}"
-    limit = capabilities.max_size_bytes
-    if limit is not None and len(message.body) > limit:
-        raise RejectedError(
-            f"{about}: the body has {len(message.body)} bytes, at most {limit} are configured "
-            "(`max_size_bytes`)"
-        )
-    if message.priority is not None:
-        if not 0 <= message.priority <= _LAST_PRIORITY:
-            raise RejectedError(
-                f"{about}: priority must be 0 to {_LAST_PRIORITY}, got {message.priority}"
-            )
-        if not capabilities.priority:
-            raise UnsupportedError(
-                f'{about}: priorities want queue_type = "classic" and max_priority = 9'
-            )
+    refusal = capabilities.refusal(message, _SYSTEM)
+    if refusal is not None:
+        raise refusal
     if message.delay:
+        about = f"{message.name} {message.id}"
         if message.delay > _LONGEST_DELAY:
             raise UnsupportedError(f"{about}: the longest delay is {_LONGEST_DELAY:.0f} s")
         if message.expires_at is not None:
@@ -101,6 +94,12 @@ def reply_channel(properties: Mapping[str, Any]) -> tuple[str, str] | None:
     if not isinstance(queue, str) or _REPLY_TO(queue) is None:
         return None
     return queue, str(properties.get("correlation_id") or properties.get("message_id") or "")
+
+
+def own_reply_queue(properties: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Do the same where no broker but us names such queues."""
+    found = reply_channel(properties)
+    return found if found is not None and found[0].startswith(OWN_REPLIES) else None
 
 
 def reply_type(reply: Reply) -> str:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from postbus.errors import ClosedError, TransportError
 from postbus_kombu._amqp import Address, Link, Waker, translated
 from postbus_kombu._confirms import Outlet, Posting
+from postbus_kombu._declared import Declared
 from postbus_kombu._properties import DIRECT_REPLY, answer_of
-from postbus_kombu._topology import Topology
 
 if TYPE_CHECKING:
     from postbus.promises import Promise
@@ -31,12 +31,9 @@ _IDLE = 60.0
 class Replies:
     """The queries of this process that wait for their answers. Safe from any thread."""
 
-    def __init__(
-        self, address: Address, shape: Shape, exchange_type: str, confirm_timeout: float
-    ) -> None:
+    def __init__(self, address: Address, shape: Shape, confirm_timeout: float) -> None:
         self._address = address
         self._shape = shape
-        self._exchange_type = exchange_type
         self._timeout = confirm_timeout
         self._lock = threading.Lock()
         self._waker = Waker()
@@ -102,8 +99,7 @@ class Replies:
 
     def _exchange(self) -> None:
         self._link = link = Link(self._address, self._waker)
-        topology = Topology(link, self._shape, self._exchange_type)
-        outlet = Outlet(link, topology, self._timeout)
+        outlet = Outlet(link, Declared(link, self._shape), self._timeout)
         with translated("receive answers"):
             outlet.channel.basic_consume(DIRECT_REPLY, no_ack=True, callback=self._answered)
         while not self._is_closed:

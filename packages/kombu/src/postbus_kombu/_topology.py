@@ -1,56 +1,35 @@
-"""What there is at the broker: queues, exchanges, and queues that hold messages back.
-
-Everything is declared when it is first used, over a channel of its own: one that differs from
-what is there already costs that channel, and nothing else.
-"""
+"""What has to be there at the broker: queues, exchanges, bindings; and how that stands."""
 
 from __future__ import annotations
 
-import math
 import re
-import time
-from typing import TYPE_CHECKING, Any
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
-from postbus_kombu._amqp import translated
+from postbus.errors import RejectedError
+from postbus.transports import TopologyPart
+from postbus_kombu._amqp import Link, amqp, translated
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping, Sequence
 
-    from postbus_kombu._amqp import Channel, Link
+    from postbus_kombu._amqp import Address, Channel
+    from postbus_kombu.settings import RabbitMQConsumerSettings, RabbitMQProducerSettings
 
-__all__ = ["RESOLUTION", "Route", "Shape", "Topology", "held_back", "named"]
+__all__ = [
+    "Part",
+    "Route",
+    "Shape",
+    "declare",
+    "examine",
+    "named",
+    "parts_of_consumer",
+    "parts_of_producer",
+]
 
-#: The shortest delay, and the step between two, below ten seconds.
-RESOLUTION = 0.1
-# Delays of more digits share a queue: the later one, at most a tenth later.
-_DIGITS = 2
-# An unused queue for delays goes after its delay and this time; it is declared again, and so
-# kept, when half of that has gone by.
-_SPARE = 120.0
 _WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[_\s]+")
-
-
-@attrs.frozen
-class Shape:
-    """How the queues of a section are declared."""
-
-    queue_type: str
-    arguments: Mapping[str, Any]
-    max_priority: int | None = None
-
-    @classmethod
-    def of(cls, settings: Any) -> Shape:
-        """Return the shape that a producer's or consumer's settings ask for."""
-        return cls(settings.queue_type, settings.queue_arguments, settings.max_priority)
-
-    def as_arguments(self) -> dict[str, Any]:
-        """Return the arguments of a declaration."""
-        arguments: dict[str, Any] = {"x-queue-type": self.queue_type, **self.arguments}
-        if self.max_priority is not None:
-            arguments["x-max-priority"] = self.max_priority
-        return arguments
 
 
 @attrs.frozen
@@ -61,101 +40,150 @@ class Route:
     key: str
 
 
-class Topology:
-    """What has been declared over one connection. Belongs to the thread of its link."""
+@attrs.frozen
+class Part:
+    """A queue, an exchange of a type, or what binds a queue, or an exchange, to one with a key."""
 
-    def __init__(self, link: Link, shape: Shape, exchange_type: str = "topic") -> None:
-        self._link = link
-        self._shape = shape
-        self._exchange_type = exchange_type
-        self._until: dict[tuple[str, str], float] = {}
+    kind: Literal["queue", "exchange", "binding", "shortcut"]
+    name: str
+    arguments: Mapping[str, Any] = attrs.Factory(dict[str, Any])
+    type: str = ""
+    exchange: str = ""
+    key: str = ""
 
-    def ensure(self, route: Route) -> bool:
-        """Declare where *route* leads, unless that has been done; return whether it was now.
+    def __str__(self) -> str:
+        return f"{self.name} to {self.exchange} by {self.key}" if self.key else self.name
 
-        Raises:
-            RejectedError: it is there and differs.
-            TransportError: the connection is broken.
-        """
-        if (route.exchange, route.key) in self._until:
-            return False
-        if route.exchange:
-            self.declare_exchange(route.exchange)
+    def declare(self, channel: Channel, *, passive: bool = False) -> None:
+        """Declare it; *passive* fails where it is not there."""
+        if self.kind == "binding":
+            channel.queue_bind(self.name, exchange=self.exchange, routing_key=self.key)
+        elif self.kind == "shortcut":
+            channel.exchange_bind(self.name, source=self.exchange, routing_key=self.key)
+        elif self.kind == "exchange":
+            channel.exchange_declare(
+                self.name, self.type, passive=passive, durable=True, auto_delete=False
+            )
         else:
-            self.declare_queue(route.key)
-        self._until[route.exchange, route.key] = math.inf
-        return True
-
-    def forget(self, route: Route) -> None:
-        """Declare it again at its next use: the broker does not know it any more."""
-        self._until.pop((route.exchange, route.key), None)
-
-    def declare_queue(self, name: str) -> None:
-        """Declare the queue *name*. Raises as `ensure` does."""
-        self._declare(name, self._shape.as_arguments())
-
-    def declare_exchange(self, name: str, queue: str = "", keys: tuple[str, ...] = ()) -> None:
-        """Declare the exchange *name*, and bind *queue* to it. Raises as `ensure` does."""
-
-        def declare(channel: Channel) -> None:
-            channel.exchange_declare(name, self._exchange_type, durable=True, auto_delete=False)
-            for key in keys:
-                channel.queue_bind(queue, exchange=name, routing_key=key)
-
-        self._on_channel(f"declare the exchange {name}", declare)
-
-    def hold_back(self, route: Route, delay: float) -> tuple[Route, bool]:
-        """Return where a message waits for *delay* seconds before it goes along *route*.
-
-        And whether that was declared now.
-
-        Raises:
-            TransportError: the queue for that cannot be declared.
-        """
-        waiting, arguments = held_back(route, delay)
-        until, now = self._until.get(("", waiting), 0.0), time.monotonic()
-        if until <= now:
-            self._declare(waiting, arguments)
-            self._until["", waiting] = now + _SPARE / 2
-        return Route("", waiting), until == 0.0
-
-    def _declare(self, name: str, arguments: Mapping[str, Any]) -> None:
-        def declare(channel: Channel) -> None:
-            channel.queue_declare(name, durable=True, auto_delete=False, arguments=dict(arguments))
-
-        self._on_channel(f"declare the queue {name}", declare)
-
-    def _on_channel(self, doing: str, declare: Callable[[Channel], None]) -> None:
-        channel = self._link.channel()
-        with translated(doing):
-            declare(channel)
-            channel.close()
+            arguments = dict(self.arguments)
+            channel.queue_declare(
+                self.name, passive=passive, durable=True, auto_delete=False, arguments=arguments
+            )
 
 
-def held_back(route: Route, delay: float) -> tuple[str, dict[str, Any]]:
-    """Return the name and the arguments of the queue that holds messages back for *delay*.
+@attrs.frozen
+class Shape:
+    """How the queues and exchanges of a section are declared."""
 
-    Its messages run out after the delay, and RabbitMQ then takes them on along *route*; it is a
-    quorum queue that lets go of a message when the next one has it.
+    queue_type: str = "quorum"
+    arguments: Mapping[str, Any] = attrs.Factory(dict[str, Any])
+    exchange_type: str = "topic"
+    dead_letter_exchange: str = ""
+    dead_letter_queue: str = ""
+
+    @classmethod
+    def of(cls, settings: Any) -> Shape:
+        """Return the shape that a producer's or consumer's settings ask for."""
+        arguments = {
+            "x-max-priority": settings.max_priority,
+            "x-max-length": settings.max_length,
+            "x-max-length-bytes": settings.max_length_bytes,
+            "x-overflow": settings.overflow,
+            **settings.queue_arguments,
+        }
+        exchange, queue = settings.dead_letter_exchange, settings.dead_letter_queue
+        if exchange or queue:
+            arguments["x-dead-letter-exchange"] = exchange
+            arguments["x-dead-letter-routing-key"] = None if exchange else queue
+            if settings.queue_type == "quorum" and settings.overflow == "reject-publish":
+                # Then it lets go of a dead letter when the next queue has it.
+                arguments["x-dead-letter-strategy"] = "at-least-once"
+        wanted = {name: value for name, value in arguments.items() if value is not None}
+        return cls(settings.queue_type, wanted, settings.exchange_type, exchange, queue)
+
+    def queue(self, name: str) -> list[Part]:
+        """Return the queue *name*, after what takes its dead letters."""
+        parts: list[Part] = []
+        exchange, letters = self.dead_letter_exchange, self.dead_letter_queue
+        if exchange:
+            parts.append(Part("exchange", exchange, type="topic"))
+        if letters:
+            parts.append(Part("queue", letters, {"x-queue-type": self.queue_type}))
+        if exchange and letters:
+            parts.append(Part("binding", letters, exchange=exchange, key="#"))
+        arguments = {"x-queue-type": self.queue_type, **self.arguments}
+        return [*parts, Part("queue", name, arguments)]
+
+    def exchange(self, name: str, queue: str = "", keys: Sequence[str] = ()) -> list[Part]:
+        """Return the exchange *name*, and what binds *queue* to it."""
+        bindings = [Part("binding", queue, exchange=name, key=key) for key in keys]
+        return [Part("exchange", name, type=self.exchange_type), *bindings]
+
+
+def parts_of_producer(settings: RabbitMQProducerSettings) -> list[Part]:
+    """Return what a producer needs; nothing where its queue is named by the message."""
+    shape = Shape.of(settings)
+    if settings.exchange:
+        return shape.exchange(settings.exchange)
+    return [] if "{" in settings.queue else shape.queue(settings.queue)
+
+
+def parts_of_consumer(settings: RabbitMQConsumerSettings) -> list[Part]:
+    """Return what a consumer needs."""
+    shape = Shape.of(settings)
+    parts = [part for queue in settings.queues for part in shape.queue(queue)]
+    if settings.exchange:
+        for queue in settings.queues:
+            parts += shape.exchange(settings.exchange, queue, settings.bindings)
+    return list({str(part): part for part in parts}.values())
+
+
+def examine(address: Address, parts: Sequence[Part], *, make: bool) -> list[TopologyPart]:
+    """Return how *parts* stand at the broker; with *make*, those that were missing are made.
+
+    Raises:
+        TransportError: the broker cannot be reached.
     """
-    milliseconds = _round_up(delay)
-    name = f"postbus.delay.{milliseconds}.{route.exchange}.{route.key}"
-    return name[:255], {
-        "x-queue-type": "quorum",
-        "x-message-ttl": milliseconds,
-        "x-expires": milliseconds + int(_SPARE * 1000),
-        "x-dead-letter-exchange": route.exchange,
-        "x-dead-letter-routing-key": route.key,
-        "x-dead-letter-strategy": "at-least-once",
-        "x-overflow": "reject-publish",
-    }
+    with closing(Link(address)) as link:
+        return [_examined(link, part, make=make) for part in parts]
 
 
-def _round_up(delay: float) -> int:
-    """Return milliseconds, of two digits at most, and never earlier."""
-    steps = max(1, math.ceil(round(delay / RESOLUTION, 6)))
-    unit = int(10.0 ** max(0, len(str(steps)) - _DIGITS))
-    return math.ceil(steps / unit) * unit * int(RESOLUTION * 1000)
+def _examined(link: Link, part: Part, *, make: bool) -> TopologyPart:
+    name = str(part)
+    if part.kind == "binding":
+        # The protocol has no question for it; to bind again changes nothing.
+        if make:
+            declare(link, part)
+        return TopologyPart(part.kind, name, "there" if make else "unknown")
+    try:
+        declare(link, part, passive=True)
+    except RejectedError as error:
+        if not isinstance(error.__cause__, amqp.NotFound):
+            raise
+        if make:
+            declare(link, part)
+        return TopologyPart(part.kind, name, "made" if make else "missing")
+    try:
+        # It is there, so that this changes nothing, but says what differs.
+        declare(link, part)
+    except RejectedError as error:
+        return TopologyPart(part.kind, name, "differs", error.message)
+    return TopologyPart(part.kind, name, "there")
+
+
+def declare(link: Link, *parts: Part, passive: bool = False) -> None:
+    """Declare *parts*, over a channel of its own: one that differs costs that channel alone.
+
+    Raises:
+        RejectedError: it is there and differs; *passive*: it is not there.
+        TransportError: the connection is broken.
+    """
+    channel = link.channel()
+    for part in parts:
+        with translated(f"declare the {part.kind} {part}"):
+            part.declare(channel, passive=passive)
+    with translated("close a channel"):
+        channel.close()
 
 
 def named(template: str, name: str) -> str:

@@ -7,9 +7,9 @@ from typing import ClassVar
 from postbus.containers import TransportContainer
 from postbus.transports import Transport
 from postbus_kombu.transport import RABBITMQ
-from postbus_kombu.virtual import KOMBU, REDIS
+from postbus_kombu.virtual import KOMBU, REDIS, SQS
 
-__all__ = ["KombuContainer", "RabbitMQContainer", "RedisContainer"]
+__all__ = ["KombuContainer", "RabbitMQContainer", "RedisContainer", "SQSContainer"]
 
 
 class RabbitMQContainer(TransportContainer):
@@ -22,6 +22,12 @@ class RedisContainer(TransportContainer):
     """The same over Redis."""
 
     transport: ClassVar[Transport] = REDIS
+
+
+class SQSContainer(TransportContainer):
+    """The same over Amazon SQS."""
+
+    transport: ClassVar[Transport] = SQS
 
 
 class KombuContainer(TransportContainer):

@@ -18,13 +18,19 @@ from postbus_kombu._capabilities import capabilities_of
 from postbus_kombu._confirms import Posting, Sender
 from postbus_kombu._properties import check, properties_of
 from postbus_kombu._replies import Replies
-from postbus_kombu._topology import Route, Shape, named
+from postbus_kombu._topology import Route, Shape, examine, named, parts_of_producer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from postbus.promises import Promise
-    from postbus.transports import Capabilities, CommonSettings, Reply, WireMessage
+    from postbus.transports import (
+        Capabilities,
+        CommonSettings,
+        Reply,
+        TopologyPart,
+        WireMessage,
+    )
     from postbus_kombu.settings import RabbitMQProducerSettings
 
 __all__ = ["RabbitMQProducer"]
@@ -44,11 +50,7 @@ class RabbitMQProducer(MessageProducer):
     def __init__(self, settings: RabbitMQProducerSettings, common: CommonSettings) -> None:
         self.capabilities: Capabilities = capabilities_of(settings, common)
         self._settings = settings
-        self._address = Address(
-            url=settings.url,
-            connect_timeout=settings.connect_timeout,
-            io_timeout=settings.confirm_timeout,
-        )
+        self._address = Address.of(settings, settings.confirm_timeout)
         self._is_closed = False
         self._start_afresh()
 
@@ -56,7 +58,7 @@ class RabbitMQProducer(MessageProducer):
         settings = self._settings
         self._process = os.getpid()
         shape = Shape.of(settings)
-        arguments = (self._address, shape, settings.exchange_type, settings.confirm_timeout)
+        arguments = (self._address, shape, settings.confirm_timeout)
         self._sender = Sender(*arguments)
         self._replies = Replies(*arguments)
 
@@ -93,6 +95,22 @@ class RabbitMQProducer(MessageProducer):
             self._replies.ask(self._posting(message), reply)
         except TransportError as error:
             reply.reject(error)
+
+    def show_topology(self) -> Sequence[TopologyPart]:
+        """Return the queue or exchange that is sent to, and how it stands at the broker.
+
+        Raises:
+            TransportError: the broker cannot be reached.
+        """
+        return examine(self._address, parts_of_producer(self._settings), make=False)
+
+    def apply_topology(self) -> Sequence[TopologyPart]:
+        """Make what is missing of that; one that differs stays as it is.
+
+        Raises:
+            TransportError: the broker cannot be reached.
+        """
+        return examine(self._address, parts_of_producer(self._settings), make=True)
 
     def _posting(self, message: WireMessage) -> Posting:
         check(message, self.capabilities)
