@@ -34,6 +34,7 @@ IDS = [
     *numbered("Z", 1, 4),
     *numbered("H", 1, 5),
     *numbered("R", 1, 4),
+    *numbered("K", 14, 17),
 ]
 # What became of a statement, and whether a test must show it.
 OUTCOMES = {"kept": True, "changed": True, "not applicable": False, "with its transport": False}

@@ -6,11 +6,12 @@ import json
 import os
 import re
 import socket
+import sqlite3
 import subprocess
 import sys
 import textwrap
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +29,8 @@ PATIENCE = 60.0
 
 # What a caller does, whatever the dict says; with a second argument it works as well.
 CALLER = """
-    import os, sys, time
-    from contextlib import nullcontext
+    import os, sqlite3, sys, time
+    from contextlib import closing, nullcontext
     from pathlib import Path
     from postbus.config import load
     from shop.application import open_shop
@@ -37,15 +38,16 @@ CALLER = """
 
     path, embeds_worker = Path(sys.argv[1]), sys.argv[2:] == ["works"]
     config = load(path)
-    ledger = Path(config["shop"]["handled"])
+    ledger = sqlite3.connect(config["shop"]["ledgers"])
     orders = read_orders(Path("orders.jsonl"))[:3]
     expected = sum(5 if order.customer.company is None else 6 for order in orders)
-    with open_shop(config) as postbus:
+    with closing(ledger), open_shop(config) as postbus:
         with postbus.worker().running() if embeds_worker else nullcontext():
             for order in orders:
                 postbus.command_bus.dispatch(order)
             deadline = time.monotonic() + 30
-            while ledger.read_bytes().count(b"\\n") < expected and time.monotonic() < deadline:
+            count = "SELECT count(*) FROM handled"
+            while ledger.execute(count).fetchone()[0] < expected and time.monotonic() < deadline:
                 time.sleep(0.01)
     print(os.getpid())
 """
@@ -150,8 +152,6 @@ class TestShop:
     @pytest.fixture
     def environ(self, tmp_path: Path) -> dict[str, str]:
         """The environment of both processes: where they meet and what they write."""
-        for name in ("dispatched", "handled"):
-            (tmp_path / f"{name}.jsonl").touch()
         (tmp_path / "caller.py").write_text(textwrap.dedent(CALLER), encoding="utf-8")
         path = os.pathsep.join(filter(None, [str(SHOP), os.environ.get("PYTHONPATH")]))
         return {
@@ -167,20 +167,17 @@ class TestShop:
         assert (0, "") == (done.returncode, done.stderr)
         return int(done.stdout)
 
-    def handled(self, folder: Path) -> list[dict[str, Any]]:
-        """Read what was handled, once it is sure that this is all that was dispatched."""
-        dispatched, handled = (
-            [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
-            for name in ("dispatched", "handled")
-        )
-        sent = Counter((entry["name"], entry["id"]) for entry in dispatched)
+    def handled(self, folder: Path) -> list[tuple[str, int]]:
+        """Read which name was handled where, once it is sure that all that was dispatched is."""
+        with closing(sqlite3.connect(folder / "ledgers.db")) as ledgers:
+            sent = Counter(ledgers.execute("SELECT name, id FROM dispatched"))
+            handled = Counter(ledgers.execute("SELECT name, id FROM handled"))
+            where = ledgers.execute("SELECT name, pid FROM handled").fetchall()
         listeners = {"shop.order.placed": 2}
 
         assert sent.total() > 0
-        assert {key: count * listeners.get(key[0], 1) for key, count in sent.items()} == Counter(
-            (entry["name"], entry["id"]) for entry in handled
-        )
-        return handled
+        assert {key: n * listeners.get(key[0], 1) for key, n in sent.items()} == handled
+        return where
 
     def test_without_a_send_the_caller_handles_everything(
         self, tmp_path: Path, environ: dict[str, str]
@@ -188,7 +185,7 @@ class TestShop:
         """Routes alone: the process that dispatches is the one that handles."""
         caller = self.call(tmp_path, environ, SHOP / "1-now.toml")
 
-        assert {caller} == {entry["pid"] for entry in self.handled(tmp_path)}
+        assert {caller} == {pid for _, pid in self.handled(tmp_path)}
 
     def test_over_memory_a_worker_of_the_same_process_handles_it(
         self, tmp_path: Path, environ: dict[str, str]
@@ -203,7 +200,7 @@ class TestShop:
         config.write_text(text, encoding="utf-8")
         caller = self.call(tmp_path, environ, config, "works")
 
-        assert {caller} == {entry["pid"] for entry in self.handled(tmp_path)}
+        assert {caller} == {pid for _, pid in self.handled(tmp_path)}
 
     def test_over_zeromq_another_process_handles_it(
         self, tmp_path: Path, environ: dict[str, str]
@@ -214,7 +211,7 @@ class TestShop:
             caller = self.call(tmp_path, environ, config)
 
         assert caller != worker.pid
-        assert {worker.pid} == {entry["pid"] for entry in self.handled(tmp_path)}
+        assert {worker.pid} == {pid for _, pid in self.handled(tmp_path)}
         assert worker.returncode == 0
 
     def test_a_regular_expression_sends_a_part_of_the_names(
@@ -224,11 +221,11 @@ class TestShop:
         config = SHOP / "3-mail-later.toml"
         with started(str(SHOP / "worker.py"), str(config), env=environ) as worker:
             caller = self.call(tmp_path, environ, config)
-        entries = self.handled(tmp_path)
-        mail = [entry for entry in entries if entry["name"].startswith("shop.mail.")]
+        where = self.handled(tmp_path)
+        is_mail = {name: name.startswith("shop.mail.") for name, _ in where}
 
-        assert {worker.pid} == {entry["pid"] for entry in mail}
-        assert {caller} == {entry["pid"] for entry in entries if entry not in mail}
+        assert {worker.pid} == {pid for name, pid in where if is_mail[name]}
+        assert {caller} == {pid for name, pid in where if not is_mail[name]}
 
     def test_the_orders_are_what_the_script_writes(self, tmp_path: Path) -> None:
         """The data can be made again, byte by byte."""

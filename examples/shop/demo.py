@@ -1,4 +1,4 @@
-"""Take the same orders three times, with the same code: what differs is one dict.
+"""Take the same orders four times, with the same code: what differs is one dict.
 
     python examples/shop/demo.py [--orders N] [--ledgers FOLDER]
 
@@ -10,28 +10,40 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import attrs
-from demo_report import Row, print_summary, print_table, read_ledgers
+from demo_report import (
+    PLACE,
+    Row,
+    count_handled,
+    print_summary,
+    print_survival,
+    print_table,
+    read_ledgers,
+)
+from demo_transports import print_transports
 from shop.application import open_shop
+from shop.ledgers import Ledgers
 from shop.messages import PlaceOrder
 from shop.orders import read_orders
 
 from postbus.config import load
 
 HERE = Path(__file__).resolve().parent
-START_PATIENCE = 20.0
-HANDLE_PATIENCE = 30.0
+START_PATIENCE = 40.0
+HANDLE_PATIENCE = 60.0
 STOP_PATIENCE = 15.0
 BAR_WIDTH = 40
 
@@ -45,12 +57,14 @@ class Run:
     title: str
     file: str
     has_worker: bool = True
+    is_killed: bool = False
 
 
 RUNS = (
     Run("now: every message is handled in this process", "1-now.toml", has_worker=False),
     Run("later: orders are sent to a worker in another process", "2-later.toml"),
     Run("mail later: orders are handled here, mail is sent", "3-mail-later.toml"),
+    Run("later, and the worker is killed in mid-run", "4-durable.toml", is_killed=True),
 )
 
 
@@ -60,7 +74,7 @@ def stop(number: int, _frame: object) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="take the same orders three times")
+    parser = argparse.ArgumentParser(description="take the same orders four times")
     parser.add_argument("--orders", type=int, metavar="N", help="how many orders (default: all)")
     parser.add_argument("--ledgers", type=Path, metavar="FOLDER", help="keep the ledgers there")
     options = parser.parse_args(arguments)
@@ -73,7 +87,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("\nFrom the ledgers, where every handler writes what it handled:")
     for number, rows in enumerate(results, 1):
         print_table(number, rows)
-    return 0 if print_summary(results) else 1
+    is_complete = print_summary(results)
+    for number, (run, rows) in enumerate(zip(RUNS, results, strict=True), 1):
+        if run.is_killed:
+            print_survival(number, rows)
+    print_transports(HERE / "transports")
+    return 0 if is_complete else 1
 
 
 def perform(number: int, run: Run, orders: Sequence[PlaceOrder], folder: Path) -> list[Row]:
@@ -82,23 +101,63 @@ def perform(number: int, run: Run, orders: Sequence[PlaceOrder], folder: Path) -
     print_change(run)
     ledgers = folder / str(number)
     ledgers.mkdir(parents=True, exist_ok=True)
-    for name in ("dispatched.jsonl", "handled.jsonl"):
-        (ledgers / name).write_text("", encoding="utf-8")
+    for old in ledgers.glob("ledgers.db*"):
+        old.unlink()
+    shutil.rmtree(ledgers / "queue", ignore_errors=True)
     port = free_port()
     environ = {**os.environ, "SHOP_DSN": f"tcp://127.0.0.1:{port}", "SHOP_LEDGERS": str(ledgers)}
     config = load(HERE / run.file, environ)
+    with closing(Ledgers(config["shop"]["ledgers"])) as book:
+        if run.is_killed:
+            waited = dispatch_all_and_kill(run, environ, config, orders, book)
+        else:
+            with listening_worker(run, environ, port) if run.has_worker else nullcontext():
+                waited = dispatch_all(config, with_progress(orders))
+                wait_until_handled(book, orders)
+        return read_ledgers(book, waited)
 
-    with worker(run, environ, port) if run.has_worker else nullcontext():
-        waited = dispatch_all(config, orders)
-        wait_until_handled(ledgers / "handled.jsonl", sum(map(entries_of, orders)))
-    return read_ledgers(ledgers, waited)
+
+def dispatch_all_and_kill(
+    run: Run,
+    environ: Mapping[str, str],
+    config: Mapping[str, Any],
+    orders: Sequence[PlaceOrder],
+    book: Ledgers,
+) -> list[float]:
+    """Dispatch *orders* to a worker that is killed in mid-run, and then start another one."""
+    half, few = (len(orders) + 1) // 2, len(orders) // 4
+    left = with_progress(orders)
+    with worker(run, environ, "killed_worker.py", str(few)) as first:
+        waited = dispatch_all(config, islice(left, half))
+        wait_for(lambda: first.poll() is not None, HANDLE_PATIENCE, "the worker to be killed")
+    if first.returncode != -signal.SIGKILL:
+        end_without(first)
+    handled = count_handled(book, PLACE)
+    queue = Path(config["postbus"]["consumers"]["back_office"]["path"])
+    held = len([*(queue / "claimed").iterdir()])
+    waited += dispatch_all(config, left)
+    print(f"   worker {first.pid} was killed (SIGKILL) at order {handled} of {len(orders)}:")
+    print(f"   it was committed and not acknowledged, and {held - 1} more had been taken;")
+    print(f"   {len(orders) - half} orders were sent while nobody was there")
+    with worker(run, environ) as second:
+        wait_until_handled(book, orders)
+        wait_for(lambda: is_empty(queue), HANDLE_PATIENCE, "what the killed worker had taken")
+    came = count_handled(book, PLACE) - handled
+    print(f"   worker {second.pid} took its place and handled {came}")
+    return waited
 
 
-def dispatch_all(config: Mapping[str, Any], orders: Sequence[PlaceOrder]) -> list[float]:
+def is_empty(queue: Path) -> bool:
+    """Say whether nothing waits in a folder, and nobody holds anything of it."""
+    # Messages move between the two, so the first is looked at again.
+    return not any(any((queue / part).iterdir()) for part in ("claimed", "ready", "claimed"))
+
+
+def dispatch_all(config: Mapping[str, Any], orders: Iterable[PlaceOrder]) -> list[float]:
     """Dispatch every order; return how long the caller waited for each, in seconds."""
     waited: list[float] = []
     with open_shop(config) as postbus:
-        for order in with_progress(orders):
+        for order in orders:
             started = time.perf_counter()
             postbus.command_bus.dispatch(order)
             waited.append(time.perf_counter() - started)
@@ -110,21 +169,21 @@ def print_change(run: Run) -> None:
     first, own = (
         (HERE / file).read_text("utf-8").splitlines() for file in (RUNS[0].file, run.file)
     )
-    changed = [line for line in difflib.ndiff(first, own) if line[0] in "+-"]
+    changed = [line for line in difflib.ndiff(first, own) if line[0] in "+-" and line[2:]]
     print(f"   {run.file}" + (f", against {RUNS[0].file}:" if changed else ""))
     for line in changed:
         print(f"     {line}")
 
 
 @contextmanager
-def worker(run: Run, environ: Mapping[str, str], port: int) -> Generator[None]:
-    """Run the worker's process, ready when the block begins and ended after it, whatever comes."""
-    command = [sys.executable, str(HERE / "worker.py"), str(HERE / run.file)]
+def worker(
+    run: Run, environ: Mapping[str, str], script: str = "worker.py", *arguments: str
+) -> Generator[subprocess.Popen[bytes]]:
+    """Run the worker's process, which is ended after the block, whatever comes."""
+    command = [sys.executable, str(HERE / script), str(HERE / run.file), *arguments]
     process = subprocess.Popen(command, env=dict(environ))
     try:
-        wait_for(lambda: is_listening(port, process), START_PATIENCE, "the worker to listen")
-        print(f"   worker {process.pid} listens on port {port}")
-        yield
+        yield process
     finally:
         process.terminate()
         try:
@@ -134,9 +193,23 @@ def worker(run: Run, environ: Mapping[str, str], port: int) -> Generator[None]:
             process.wait()
 
 
-def is_listening(port: int, process: subprocess.Popen[bytes]) -> bool:
+@contextmanager
+def listening_worker(run: Run, environ: Mapping[str, str], port: int) -> Generator[None]:
+    """Run the worker's process, which listens on *port* when the block begins."""
+    with worker(run, environ) as process:
+        wait_for(lambda: is_listening(port, process), START_PATIENCE, "the worker to listen")
+        print(f"   worker {process.pid} listens on port {port}")
+        yield
+
+
+def end_without(process: subprocess.Popen[bytes]) -> None:
+    """End this process too, if the worker has ended."""
     if process.poll() is not None:
         sys.exit(f"the worker ended with code {process.returncode} before it was ready")
+
+
+def is_listening(port: int, process: subprocess.Popen[bytes]) -> bool:
+    end_without(process)
     try:
         socket.create_connection(("127.0.0.1", port), timeout=1.0).close()
     except OSError:
@@ -159,14 +232,15 @@ def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
 
 
 def entries_of(order: PlaceOrder) -> int:
-    """Say how many lines an order leaves in the ledger: one per handler that it reaches."""
+    """Say how many rows an order leaves in the ledger: one per handler that it reaches."""
     return 5 if order.customer.company is None else 6
 
 
-def wait_until_handled(ledger: Path, expected: int) -> None:
-    """Wait for *expected* lines. What is missing after the deadline shows in the table."""
+def wait_until_handled(book: Ledgers, orders: Sequence[PlaceOrder]) -> None:
+    """Wait until all is handled. What is missing after the deadline shows in the table."""
+    expected = sum(map(entries_of, orders))
     deadline = time.monotonic() + HANDLE_PATIENCE
-    while ledger.read_bytes().count(b"\n") < expected and time.monotonic() < deadline:
+    while count_handled(book) < expected and time.monotonic() < deadline:
         time.sleep(0.02)
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import attrs
+from shop.ledgers import Ledgers
 
 PLACE = "shop.order.place"
 
@@ -28,13 +27,12 @@ class Row:
     handled: Counter[str]
 
 
-def read_ledgers(folder: Path, waited: Sequence[float]) -> list[Row]:
-    """Put the two ledgers of *folder* together. *waited*: the seconds for each order as a whole.
+def read_ledgers(book: Ledgers, waited: Sequence[float]) -> list[Row]:
+    """Put the two tables of *book* together. *waited*: the seconds for each order as a whole.
 
     Commands that a handler dispatches run when it is done, so only the whole shows that wait.
     """
-    dispatched = read(folder / "dispatched.jsonl")
-    handled = read(folder / "handled.jsonl")
+    dispatched, handled = read(book, "dispatched"), read(book, "handled")
     rows: list[Row] = []
     for name in unique((*dispatched, *handled), "name"):
         own = [entry for entry in dispatched if entry["name"] == name]
@@ -55,8 +53,17 @@ def read_ledgers(folder: Path, waited: Sequence[float]) -> list[Row]:
     return sorted(rows, key=lambda row: row.name != PLACE)
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def read(book: Ledgers, table: str) -> list[dict[str, Any]]:
+    cursor = book.connection().execute(f"SELECT * FROM {table}")  # noqa: S608  one of two names
+    columns = [name for name, *_ in cursor.description]
+    return [dict(zip(columns, row, strict=True)) for row in cursor]
+
+
+def count_handled(book: Ledgers, name: str | None = None) -> int:
+    """Say how many handlers have done their work, of the message *name* or of all."""
+    statement = "SELECT count(*) FROM handled WHERE ? IS NULL OR name = ?"
+    [count] = book.connection().execute(statement, (name, name)).fetchone()
+    return int(count)
 
 
 def unique(entries: Iterable[Mapping[str, Any]], field: str) -> list[str]:
@@ -65,14 +72,14 @@ def unique(entries: Iterable[Mapping[str, Any]], field: str) -> list[str]:
 
 def print_table(number: int, rows: Sequence[Row]) -> None:
     head = (
-        f"{'message':<29}{'handler':<19}{'handled in':<16}{'waited':>9}{'sent':>6}{'handled':>9}"
+        f"{'message':<29}{'handler':<19}{'handled in':<24}{'waited':>9}{'sent':>6}{'handled':>9}"
     )
     print(f"\n{number}  {head}")
     for row in rows:
-        where = ", ".join(f"{'here' if p == os.getpid() else 'worker'} {p}" for p in row.pids)
+        where = " ".join(["here" if os.getpid() in row.pids else "worker", *map(str, row.pids)])
         waited = "-" if row.waited is None else f"{1000 * row.waited:.2f} ms"
         counts = f"{row.sent.total():>6}{row.handled.total():>9}"
-        print(f"   {row.name:<29}{row.handler:<19}{where:<16}{waited:>9}{counts}")
+        print(f"   {row.name:<29}{row.handler:<19}{where:<24}{waited:>9}{counts}")
 
 
 def print_summary(results: Sequence[Sequence[Row]]) -> bool:
@@ -83,9 +90,28 @@ def print_summary(results: Sequence[Sequence[Row]]) -> bool:
     print(f"\nThe customer waited {', then '.join(medians)} for an order.")
     is_complete = True
     for row in (row for rows in results for row in rows if row.sent != row.handled):
-        lost, extra = (row.sent - row.handled).total(), (row.handled - row.sent).total()
+        lost, extra = differences([row])
         print(f"{row.name}, {row.handler}: {lost} not handled, {extra} too many", file=sys.stderr)
         is_complete = False
     if is_complete:
         print("Everything that was sent was handled, once.")
     return is_complete
+
+
+def print_survival(number: int, rows: Sequence[Row]) -> None:
+    """Print what became of the run whose worker was killed."""
+    orders, handled = rows[0].sent.total(), sum(row.handled.total() for row in rows)
+    lost, extra = differences(rows)
+    print(
+        f"The worker of run {number} was killed and replaced: {orders} orders, "
+        f"{handled} rows of handlers, {lost} lost, {extra} twice."
+    )
+
+
+def differences(rows: Iterable[Row]) -> tuple[int, int]:
+    """Say how many handlings are missing, and how many are too many."""
+    lost = extra = 0
+    for row in rows:
+        lost += (row.sent - row.handled).total()
+        extra += (row.handled - row.sent).total()
+    return lost, extra

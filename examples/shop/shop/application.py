@@ -19,7 +19,7 @@ from shop.handlers import (
     SendConfirmationHandler,
     SendInvoiceHandler,
 )
-from shop.ledgers import DispatchJournal, Ledger
+from shop.ledgers import DispatchJournal, Ledgers, Session
 
 
 class Shop(containers.DeclarativeContainer):
@@ -31,17 +31,18 @@ class Shop(containers.DeclarativeContainer):
     # Any: type checkers do not see through dependency_injector's Container to what is inside.
     postbus: Any = providers.Container(PostbusContainer, config=config.postbus, services=__self__)
 
-    dispatched = providers.Singleton(Ledger, config.shop.dispatched)
-    handled = providers.Singleton(Ledger, config.shop.handled)
-    journal = providers.Singleton(DispatchJournal, dispatched)
+    ledgers = providers.ThreadSafeSingleton(Ledgers, config.shop.ledgers)
+    # One for each unit of work, shared by the handlers in it.
+    session = providers.ContextLocalSingleton(Session, ledgers)
+    journal = providers.Singleton(DispatchJournal, session.provider)
     mail_server = providers.Singleton(MailServer, config.shop.mail_seconds.as_float())
 
-    place_order = providers.Factory(PlaceOrderHandler, handled, postbus.event_bus)
-    fulfilment = providers.Factory(Fulfilment, handled, postbus.command_bus)
-    correspondence = providers.Factory(Correspondence, handled, postbus.command_bus)
-    reserve_stock = providers.Factory(ReserveStockHandler, handled)
-    send_confirmation = providers.Factory(SendConfirmationHandler, handled, mail_server)
-    send_invoice = providers.Factory(SendInvoiceHandler, handled, mail_server)
+    place_order = providers.Factory(PlaceOrderHandler, session, postbus.event_bus)
+    fulfilment = providers.Factory(Fulfilment, session, postbus.command_bus)
+    correspondence = providers.Factory(Correspondence, session, postbus.command_bus)
+    reserve_stock = providers.Factory(ReserveStockHandler, session)
+    send_confirmation = providers.Factory(SendConfirmationHandler, session, mail_server)
+    send_invoice = providers.Factory(SendInvoiceHandler, session, mail_server)
 
 
 @contextmanager
@@ -53,3 +54,4 @@ def open_shop(config: Mapping[str, Any]) -> Generator[Postbus]:
         yield shop.postbus.postbus()
     finally:
         shop.shutdown_resources()
+        shop.ledgers().close()
