@@ -1,16 +1,19 @@
-"""What a message costs at RabbitMQ and at Redis, against kombu used by itself.
+"""What a message costs at RabbitMQ and at Redis, against kombu and against whole libraries.
 
-One process and the brokers of this machine, at their usual ports. Queues are classic, durable and
-empty at the start of each slice; messages are persistent.
+The brokers are those of this machine, at their usual ports. Queues are classic, durable and empty
+at the start of each slice; messages are persistent. Against kombu, one process sends or takes;
+end to end there are two, and a row is the time from the first message sent to the last handled.
 """
 
 from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from _harness import Table, peer, run
+from _end_to_end import BESIDE, PATIENCE, URLS
+from _harness import Receiver, Table, peer, run
 
 from postbus.messages import new_id
 from postbus.transports import CommonSettings, WireMessage
@@ -22,14 +25,16 @@ if TYPE_CHECKING:
     from postbus.transports import Delivery
 
 BODY = b'{"text":"' + b"x" * 180 + b'"}'
-AMQP = "amqp://guest:guest@127.0.0.1:5672//"
-REDIS_URL = "redis://127.0.0.1:6379/0"
+AMQP, REDIS_URL = URLS["rabbitmq"], URLS["redis"]
 COMMON = CommonSettings(name="bench", prefetch=100)
 CONFIRMED, UNCONFIRMED = "kombu, confirm_publish", "kombu, no confirms"
 SHIPPED = "kombu, as shipped"
 ACK_EACH = "kombu, ack each, prefetch 100"
 THREADS = 8
 SLICE = 0.5
+SIDES = Path(__file__).with_name("_end_to_end.py")
+TO_THE_END = 5_000
+WARM_UP = 50
 
 
 def messages(n: int) -> list[WireMessage]:
@@ -204,12 +209,93 @@ def redis_receiving() -> Table:
     return table
 
 
+class Side(Receiver):
+    """A process that may take long: some libraries do."""
+
+    def _line(self, timeout: float = PATIENCE) -> list[str]:
+        return super()._line(timeout)
+
+
+def to_the_end(broker: str, system: str, *modules: str) -> Callable[[int], float]:
+    """Send to a worker in a process of its own; both end with the slice."""
+    for module in modules:
+        peer(module)
+    kombu = peer("kombu")
+
+    def measure(n: int) -> float:
+        queue = f"postbus-bench-{new_id()}"
+        arguments = (system, broker, queue)
+        try:
+            with (
+                Side(SIDES, "work", *arguments) as worker,
+                Side(SIDES, "send", *arguments) as sender,
+            ):
+                for messages in (WARM_UP, n):
+                    worker.expect(messages)
+                    sender.expect(messages)
+                    end, begin = worker.wait()[0], sender.wait()[0]
+        finally:
+            with kombu.Connection(URLS[broker]) as connection:
+                channel = connection.channel()
+                for beside in BESIDE:
+                    channel.queue_delete(queue + beside)
+        return end - begin
+
+    return measure
+
+
+def end_to_end(broker: str) -> tuple[Table, Callable[..., Callable[[], Callable[[int], float]]]]:
+    table = Table(f"{broker}, end to end", rates=True, times=TO_THE_END)
+
+    def way(*system: str) -> Callable[[], Callable[[int], float]]:
+        return lambda: to_the_end(broker, *system)
+
+    return table, way
+
+
+def rabbitmq_to_the_end() -> Table:
+    table, way = end_to_end("rabbitmq")
+    many = "send_many of 500, worker"
+    celery, confirmed = "celery solo, no confirms", "celery solo, confirms"
+    dramatiq, faststream = f"dramatiq, {THREADS} threads, no confirms", "faststream, 100 at once"
+    taskiq = "taskiq, 100 at once"
+    table.limit(celery, way("celery", "celery"))
+    table.limit(confirmed, way("celery-confirmed", "celery"))
+    table.limit(dramatiq, way("dramatiq", "dramatiq", "pika"))
+    table.limit(faststream, way("faststream", "faststream.rabbit"))
+    table.limit(taskiq, way("taskiq", "taskiq_aio_pika"))
+    table.row(many, way("postbus"), against=celery, at_least=3)
+    table.compare(f"{many} ", many, against=confirmed, at_least=5)
+    table.compare(f"{many}  ", many, against=faststream, at_least=2)
+    table.compare(f"{many}   ", many, against=dramatiq, at_least=1.6)
+    table.compare(f"{many}    ", many, against=taskiq)
+    threads, one = "dispatch, 32 threads, worker", "dispatch one by one, worker"
+    table.row(threads, way("postbus-threads"), against=celery)
+    table.row(one, way("postbus-one"), against=confirmed)
+    return table
+
+
+def redis_to_the_end() -> Table:
+    table, way = end_to_end("redis")
+    many, celery = "send_many of 500, worker", "celery solo"
+    dramatiq, taskiq = f"dramatiq, {THREADS} threads", "taskiq, 100 at once"
+    table.limit(celery, way("celery", "celery"))
+    table.limit(dramatiq, way("dramatiq", "dramatiq"))
+    table.limit(taskiq, way("taskiq", "taskiq_redis"))
+    table.row(many, way("postbus"), against=celery, at_least=2)
+    table.compare(f"{many} ", many, against=dramatiq)
+    table.compare(f"{many}  ", many, against=taskiq)
+    return table
+
+
 def tables() -> Iterator[Table]:
     yield rabbitmq_sending()
     yield rabbitmq_receiving()
     yield redis_sending()
     yield redis_receiving()
+    yield rabbitmq_to_the_end()
+    yield redis_to_the_end()
 
 
 if __name__ == "__main__":
-    run(__doc__, tables, rounds=5)
+    run(__doc__, tables, rounds=3)
