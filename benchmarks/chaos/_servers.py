@@ -145,6 +145,7 @@ class RabbitMQ(Server):
             "RABBITMQ_PID_FILE": f"{folder}/pid",
             "RABBITMQ_ENABLED_PLUGINS_FILE": f"{folder}/plugins",
             "RABBITMQ_CONFIG_FILE": f"{folder}/rabbitmq",
+            "RABBITMQ_ADVANCED_CONFIG_FILE": f"{folder}/advanced.config",
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
         }
 
@@ -168,6 +169,10 @@ class RabbitMQ(Server):
         self.folder.mkdir(exist_ok=True)
         if self._epmd is None:
             (self.folder / "rabbitmq.conf").write_text("disk_free_limit.absolute = 1MB\n")
+            # Three minutes by default: so late may a delayed message be that was under way when
+            # the broker was killed.
+            late = "{dead_letter_worker_publisher_confirm_timeout, 5000}"
+            (self.folder / "advanced.config").write_text(f"[{{rabbit, [{late}]}}].")
             (self.folder / "plugins").write_text("[].")
             self._epmd = self.run(["epmd", "-port", str(self.epmd_port), "-address", "127.0.0.1"])
         super().start()
