@@ -288,7 +288,9 @@ class TestFailures:
             assert response.problem["type"] == "urn:postbus:problem:handler-failed"
             assert b"hunter2" not in response.body
         assert "hunter2" not in caplog.text
-        assert [record.message for record in caplog.records] == ["message failed"] * 3
+        # What the server itself writes depends on what configured its logging before.
+        ours = [record for record in caplog.records if record.name.startswith("postbus")]
+        assert [record.message for record in ours] == ["message failed"] * 3
 
     def test_something_that_a_handler_awaits_may_be_cancelled(
         self, serve: Callable[..., Post], shop: Shop
