@@ -7,17 +7,14 @@ Needs `postbus-http[server]`.
 from __future__ import annotations
 
 import asyncio
-import importlib
 from typing import Any, ClassVar
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 __all__ = ["LimitedHTTPProtocol"]
 
-# It comes with the extra: without it the types of this package shall be known all the same.
-_uvicorn: Any = importlib.import_module("uvicorn.protocols.http.httptools_impl")
-HttpToolsProtocol: Any = _uvicorn.HttpToolsProtocol
 
-
-class LimitedHTTPProtocol(HttpToolsProtocol):  # type: ignore[misc]  # see above
+class LimitedHTTPProtocol(HttpToolsProtocol):
     """Ends a connection whose headers take too long, or are too large.
 
     Derive from it for other limits.
@@ -31,16 +28,16 @@ class LimitedHTTPProtocol(HttpToolsProtocol):  # type: ignore[misc]  # see above
     _timer: asyncio.TimerHandle | None = None
     _header_bytes = 0
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in the class that it derives from
         """Begin to wait for headers."""
-        self._as_served().connection_made(transport)
+        super().connection_made(transport)
         self._await_headers()
 
     def data_received(self, data: bytes) -> None:
         """Count what comes before a request has its headers."""
         before: Any = self.cycle
         is_waiting = before is None or before.response_complete
-        self._as_served().data_received(data)
+        super().data_received(data)
         if self.cycle is not before:
             self._stop()
         elif is_waiting and not self.transport.is_closing():
@@ -57,16 +54,12 @@ class LimitedHTTPProtocol(HttpToolsProtocol):  # type: ignore[misc]  # see above
             # Not close(), which with TLS waits for a client that has nothing to say.
             self.transport.abort()
         else:
-            self._as_served().shutdown()
+            super().shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wait for nothing any more."""
         self._stop()
-        self._as_served().connection_lost(exc)
-
-    def _as_served(self) -> Any:
-        """Return uvicorn's own methods."""
-        return super()
+        super().connection_lost(exc)
 
     def _await_headers(self) -> None:
         self._timer = self.loop.call_later(self.header_timeout, self.transport.close)
