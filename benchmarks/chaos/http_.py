@@ -56,8 +56,6 @@ TOLERANCE, RESOLUTION = 1.0, 0.05
 class Shop(_runs.Shop):
     """The shop, whose handlers take a moment before they lock, and whose senders are many."""
 
-    begin = "BEGIN"
-
     def effect(self, effect: object) -> None:
         self.started.note(effect)
         time.sleep(random.uniform(0.0, LONGEST))
