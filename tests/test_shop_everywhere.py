@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,8 @@ class Surroundings:
         return {"SHOP_DSN": f"tcp://127.0.0.1:{self.port}"}
 
     def _http(self) -> Environment:
-        pytest.importorskip("uvicorn")
+        if find_spec("uvicorn") is None:
+            unavailable("uvicorn is not installed")
         self.port = free_port()
         return {"SHOP_HTTP": f"127.0.0.1:{self.port}"}
 
@@ -171,8 +173,10 @@ class Surroundings:
         return {"SHOP_REDIS": url}
 
     def _sqs(self) -> Environment:
+        if find_spec("moto") is None:
+            unavailable("moto is not installed")
         # It plays Amazon's server; its types are partial.
-        moto: Any = pytest.importorskip("moto.server", reason="moto is not installed")
+        moto: Any = import_module("moto.server")
         server = moto.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
         server.start()
         self._stack.callback(server.stop)

@@ -16,7 +16,10 @@ from postbus.promises import Promise
 from postbus.transports import CommonSettings, Reply, WireMessage
 from postbus_kombu import KOMBU
 
-sqlalchemy = pytest.importorskip("sqlalchemy", reason="SQLAlchemy is not installed")
+if os.environ.get("CI"):
+    import sqlalchemy
+else:
+    sqlalchemy = pytest.importorskip("sqlalchemy", reason="SQLAlchemy is not installed")
 
 # It is kombu that uses what SQLAlchemy will remove.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader:DeprecationWarning")
